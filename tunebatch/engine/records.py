@@ -1,0 +1,103 @@
+"""What a run leaves behind: one record per request, one row per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class EndReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"  # the model emitted an end-of-sequence token
+    LENGTH = "length"  # max_tokens reached
+    CANCELLED = "cancelled"  # the client hung up
+    REJECTED = "rejected"  # it could never fit into the KV cache or the context
+    UNFINISHED = "unfinished"  # the run was stopped first
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request's life, all times in seconds on the run's clock.
+
+    ``token_times_s[i]`` is when output token i reached the host; tokens of one speculative step
+    share a time.
+    """
+
+    id: int
+    arrival_s: float
+    num_prompt_tokens: int
+    max_tokens: int
+    first_scheduled_s: float | None = None
+    token_times_s: list[float] = field(default_factory=list)
+    output: list[int] = field(default_factory=list)
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_verifications: int = 0
+    end_s: float = 0.0
+    end_reason: EndReason = EndReason.UNFINISHED
+
+    @property
+    def completed(self) -> bool:
+        return self.end_reason in (EndReason.STOP, EndReason.LENGTH)
+
+
+STEP_COLUMNS = (
+    "start_s",
+    "duration_s",
+    "num_prefills",
+    "num_prefill_tokens",
+    "num_decodes",
+    "context_sum",
+    "slots_active",
+    "slots_held",
+    "blocks_used",
+    "num_waiting",
+    "num_preempted",
+)
+
+
+@dataclass(slots=True)
+class StepLog:
+    """One column per fact of a step, one entry per step; appending is all that the loop pays.
+
+    ``context_sum`` is the KV tokens that the step's decodes attended to; ``slots_active`` the
+    batch slots that computed something, ``slots_held`` those that were occupied at all.
+    ``slices`` holds ``(request id, slot, start, num_tokens)`` of every prefill or chunk.
+    """
+
+    start_s: list[float] = field(default_factory=list)
+    duration_s: list[float] = field(default_factory=list)
+    num_prefills: list[int] = field(default_factory=list)
+    num_prefill_tokens: list[int] = field(default_factory=list)
+    num_decodes: list[int] = field(default_factory=list)
+    context_sum: list[int] = field(default_factory=list)
+    slots_active: list[int] = field(default_factory=list)
+    slots_held: list[int] = field(default_factory=list)
+    blocks_used: list[int] = field(default_factory=list)
+    num_waiting: list[int] = field(default_factory=list)
+    num_preempted: list[int] = field(default_factory=list)
+    slices: list[tuple[tuple[int, int, int, int], ...]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.start_s)
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """Everything that a run produced, in the order in which requests arrived.
+
+    Attributes:
+        occupancy: ``(slot, request id, from_s, to_s, held_until_s)`` per stay in a batch slot;
+            ``held_until_s > to_s`` when the slot stayed empty after the request had ended.
+        stopped_early: A watcher ended the run before all requests were served.
+    """
+
+    requests: list[RequestRecord]
+    steps: StepLog
+    occupancy: list[tuple[int, int, float, float, float]] = field(default_factory=list)
+    num_blocks: int = 0
+    block_size: int = 0
+    stopped_early: bool = False
