@@ -1,0 +1,187 @@
+import csv
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from measure_records import request, requests, run, step
+
+from tunebatch.engine.records import STEP_COLUMNS, RequestRecord, StepLog
+from tunebatch.measure.metrics import summarize
+from tunebatch.measure.result import (
+    REQUEST_COLUMNS,
+    SCHEMA,
+    ResultError,
+    RunResult,
+    from_json_dict,
+    read_result,
+    to_json_dict,
+    write_result,
+)
+from tunebatch.measure.slo import check, parse_slo
+
+
+def result_of(records: list[RequestRecord], steps: StepLog | None = None) -> RunResult:
+    slo = parse_slo(["p50_ttft<=2s", "p99_e2e<=300ms"])
+    record = run(records, steps, num_blocks=8)
+    metrics = summarize(record, slo)
+    return RunResult(
+        strategy="mixed+prefix",
+        knobs={"max_batch_size": 8, "max_delay": 0.05, "chunk_size": "auto", "sort_by_length": True},
+        workload={"description": "by hand", "rate_per_s": None, "seed": 1, "notes": ["no clip"]},
+        model={"name": "tiny"},
+        environment={"cores": 2, "gpu": None},
+        slo=slo.texts(),
+        metrics=metrics,
+        verdict=check(metrics, slo),
+        record=record,
+    )
+
+
+def example() -> RunResult:
+    log = StepLog()
+    step(log, 0.0, 0.5, active=1, held=1, blocks=3, prefills=1)
+    return result_of([request(0, 0.25, [0.5, 1.0]), request(1, 0.5, [])], log)
+
+
+def without_record(result: RunResult) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in RunResult.__slots__ if name != "record"}
+
+
+@settings(max_examples=30)
+@given(requests(max_size=15))
+def test_json_round_trip(records: list[RequestRecord]) -> None:
+    result = result_of(records)
+    data = json.loads(json.dumps(to_json_dict(result), allow_nan=False))
+    back = from_json_dict(data)
+    assert without_record(back) == without_record(result)
+    assert back.record is None
+
+
+def test_layout() -> None:
+    data = to_json_dict(example())
+    assert (data["schema"], data["model_id"], data["num_prompts"]) == (SCHEMA, "tiny", 2)
+    assert data["mean_ttft_ms"] == 250.0
+    assert data["p99_ttft_ms"] is None
+    assert data["tunebatch"]["strategy"] == "mixed+prefix"
+    assert "record" not in data["tunebatch"]
+
+
+def test_nan_is_never_written() -> None:
+    result = example()
+    result.environment.update(load=float("nan"), rate=float("inf"), cores=np.int64(3), array=np.array([1.5]))
+    data = to_json_dict(result)
+    json.dumps(data, allow_nan=False)
+    assert data["tunebatch"]["environment"] == {
+        "cores": 3,
+        "gpu": None,
+        "load": None,
+        "rate": None,
+        "array": [1.5],
+    }
+
+
+def test_write_and_read(tmp_path: Path) -> None:
+    result, folder = example(), tmp_path / "new" / "folder"
+    path = write_result(result, folder)
+    assert path == folder / "result.json"
+    for where in (path, folder, str(folder)):
+        assert without_record(read_result(where)) == without_record(result)
+    assert sorted(file.name for file in folder.iterdir()) == ["requests.csv", "result.json", "steps.csv"]
+    with open(folder / "requests.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert tuple(rows[0]) == REQUEST_COLUMNS
+    assert rows[1] == ["0", "0.25", "", "10", "2", "0.25", "0.5", "0.75", "0", "0", "0", "0", "length"]
+    assert rows[2] == ["1", "0.5", "", "10", "0", "", "", "", "0", "0", "0", "0", "length"]
+    with open(folder / "steps.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert tuple(rows[0]) == STEP_COLUMNS
+    assert rows[1] == ["0.0", "0.5", "1", "10", "0", "0", "1", "1", "3", "0", "0"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_keeps_the_previous_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    write_result(example(), tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(ResultError) as error:
+        write_result(result_of([]), tmp_path)
+    monkeypatch.undo()
+    assert str(error.value).startswith(
+        f"could not write {tmp_path / 'result.json'}: no space left on device;"
+    )
+    assert "\n" not in str(error.value)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_interrupt_while_writing_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_result(example(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_directorys_place(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ResultError, match="could not write"):
+        write_result(example(), tmp_path / "taken")
+
+
+def broken(change: dict[str, Any] | None = None, **ours: Any) -> dict[str, Any]:
+    data = json.loads(json.dumps(to_json_dict(example())))
+    data.update(change or {})
+    data["tunebatch"].update(ours)
+    return data  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ([], "expected a JSON object"),
+        ({}, "no schema"),
+        (broken({"schema": "tunebatch.run.v9"}), "schema 'tunebatch.run.v9'"),
+        ({"schema": SCHEMA}, "tunebatch"),
+        (broken(strategy=3), "tunebatch.strategy"),
+        (broken(metrics={}), "tunebatch.metrics.duration_s"),
+        (broken(slo="p99_ttft<=1s"), "tunebatch.slo"),
+        (broken(environment={"load": float("nan")}), "not a plain JSON value"),
+    ],
+)
+def test_what_is_not_a_result_is_refused_in_one_line(data: Any, says: str) -> None:
+    with pytest.raises(ResultError) as error:
+        from_json_dict(data, source="some.json")
+    assert str(error.value).startswith("some.json: ")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "not valid JSON"), ('{"schema": NaN}', "NaN"), ("{}", "no schema"), ("\udcff", "not valid JSON")],
+)
+def test_unreadable_files_are_named(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "result.json"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ResultError, match=says) as error:
+        read_result(tmp_path)
+    assert str(file) in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="no such file"):
+        read_result(tmp_path / "nowhere.json")
