@@ -1,0 +1,208 @@
+"""The loop: arrivals, a plan, a step, tokens out, blocks back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from tunebatch.engine.clock import Clock
+from tunebatch.engine.plan import Executor, StepOutput, StepPlan
+from tunebatch.engine.policies.base import Policy
+from tunebatch.engine.queues import Queues
+from tunebatch.engine.records import EndReason, RequestRecord, RunRecord, StepLog
+from tunebatch.engine.request import Request
+from tunebatch.engine.sequence import Sequence
+
+
+class RequestSource(Protocol):
+    """Where requests come from; a closed loop waits for answers before it sends more."""
+
+    def next_arrival_s(self) -> float | None: ...
+
+    def take(self, now_s: float) -> list[Request]: ...
+
+    def finished(self, request_id: int, now_s: float) -> None: ...
+
+
+class Watcher(Protocol):
+    """Sees a run while it happens and may end it."""
+
+    def first_token(self, record: RequestRecord, now: float) -> None: ...
+
+    def ended(self, record: RequestRecord, now: float) -> None: ...
+
+    def should_stop(self, now: float) -> bool: ...
+
+
+class Engine:
+    """Serves a source of requests with a policy on an executor.
+
+    Deterministic: the same requests, policy and step durations give the same steps.
+
+    Args:
+        max_slots: Batch slots; by default all that the executor has.
+        watcher: Told of first tokens and ends; asked after every step whether to go on.
+
+    Raises (from `run`):
+        OutOfDeviceMemoryError: A step did not fit on the device.
+        RuntimeError: The policy wants neither to compute nor to wait; a bug in the policy.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        policy: Policy,
+        source: RequestSource,
+        clock: Clock,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self._executor = executor
+        self._policy = policy
+        self._source = source
+        self._clock = clock
+        self._watcher = watcher
+        self._eos: Collection[int] = executor.eos_token_ids
+        self._log = StepLog()
+        self._stopped = False
+        self.queues = Queues(
+            num_blocks=executor.num_blocks,
+            block_size=executor.block_size,
+            num_slots=min(policy.max_batch_size, executor.max_slots),
+            max_context=executor.max_context,
+            holds_slots=policy.holds_slots,
+        )
+
+    def run(self) -> RunRecord:
+        """Serve until the source is dry and everything has ended, or the watcher says stop."""
+        while not self._stopped and self.step():
+            pass
+        return self.record()
+
+    def step(self) -> bool:
+        """Make one step, or wait for something to do; False when nothing is left."""
+        now = self._clock.now()
+        self._arrivals(now)
+        queues = self.queues
+        decision = self._policy.plan(now, queues)
+        if not isinstance(decision, StepPlan):
+            return self._idle(decision)
+        waiting = len(queues.waiting)
+        for piece in decision.slices:
+            queues.first_time(piece.sequence, now)
+        context_sum = queues.decodes.context_sum if decision.decodes is not None else 0
+        num_decodes = decision.num_decodes
+        output = self._executor.execute(decision)
+        self._clock.step_took(output.duration_s)
+        end = self._clock.now()
+        self._log_step(decision, now, end, num_decodes, context_sum, waiting)
+        self._commit(decision, output, end)
+        self._tell_ended(end)
+        return True
+
+    def record(self) -> RunRecord:
+        """What has happened so far; what still runs counts as unfinished."""
+        queues = self.queues
+        now = self._clock.now()
+        for sequence in [*queues.running.values(), *queues.waiting.values()]:
+            queues.finish(sequence, EndReason.UNFINISHED, now)
+        queues.release_held(now)
+        return RunRecord(
+            requests=queues.records,
+            steps=self._log,
+            occupancy=queues.occupancy,
+            num_blocks=queues.kv.num_blocks,
+            block_size=queues.kv.block_size,
+            stopped_early=self._stopped,
+        )
+
+    def _arrivals(self, now: float) -> None:
+        for request in self._source.take(now):
+            self.queues.add(request, now)
+        self.queues.cancel_due(now)
+        if self.queues.ended:
+            self._tell_ended(now)
+        self.queues.arrivals_open = self._source.next_arrival_s() is not None
+
+    def _idle(self, wake_at: float | None) -> bool:
+        queues = self.queues
+        times = [wake_at, self._source.next_arrival_s()]
+        if queues.waiting or queues.running:
+            times.append(queues.next_cancellation_s())
+        due = [time for time in times if time is not None]
+        if due:
+            self._clock.idle_until(min(due))
+            return True
+        if queues.waiting or queues.running:
+            raise RuntimeError(
+                f"{type(self._policy).__name__} plans nothing with {len(queues.waiting)} waiting and "
+                f"{len(queues.running)} running requests"
+            )
+        return False
+
+    def _commit(self, plan: StepPlan, output: StepOutput, now: float) -> None:
+        if plan.decodes is not None:
+            self._commit_decodes(output, now)
+        for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
+            sequence = piece.sequence
+            sequence.num_computed = piece.start + piece.num_tokens
+            if piece.sample:
+                self._commit_sample(sequence, tokens, now)
+
+    def _commit_decodes(self, output: StepOutput, now: float) -> None:
+        queues = self.queues
+        group = queues.decodes
+        queues.decode_end_s.append(now)
+        group.advance()
+        stopped: list[Sequence] = []
+        if output.decode_tokens is not None:
+            eos = self._eos
+            for sequence, token in zip(group.members, output.decode_tokens, strict=True):
+                sequence.output.append(token)
+                if token in eos and not sequence.request.ignore_eos:
+                    stopped.append(sequence)
+        for sequence in group.finishing():
+            queues.finish(sequence, EndReason.LENGTH, now)
+        for sequence in stopped:
+            if sequence.row >= 0:
+                queues.finish(sequence, EndReason.STOP, now)
+            else:
+                sequence.record.end_reason = EndReason.STOP
+
+    def _commit_sample(self, sequence: Sequence, tokens: Collection[int], now: float) -> None:
+        request = sequence.request
+        sequence.output.extend(tokens)
+        sequence.num_output += 1
+        sequence.record.token_times_s.append(now)
+        if sequence.num_output == 1 and self._watcher is not None:
+            self._watcher.first_token(sequence.record, now)
+        if not request.ignore_eos and any(token in self._eos for token in tokens):
+            self.queues.finish(sequence, EndReason.STOP, now)
+        elif sequence.num_output == request.max_tokens:
+            self.queues.finish(sequence, EndReason.LENGTH, now)
+        else:
+            self.queues.decodes.join(sequence)
+
+    def _tell_ended(self, now: float) -> None:
+        for sequence in self.queues.ended:
+            self._source.finished(sequence.id, now)
+            if self._watcher is not None:
+                self._watcher.ended(sequence.record, now)
+        self.queues.ended.clear()
+        self._stopped = self._watcher is not None and self._watcher.should_stop(now)
+
+    def _log_step(
+        self, plan: StepPlan, start: float, end: float, num_decodes: int, context_sum: int, waiting: int
+    ) -> None:
+        log, queues = self._log, self.queues
+        log.start_s.append(start)
+        log.duration_s.append(end - start)
+        log.num_prefills.append(len(plan.slices))
+        log.num_prefill_tokens.append(plan.num_slice_tokens)
+        log.num_decodes.append(num_decodes)
+        log.context_sum.append(context_sum)
+        log.slots_active.append(len(plan.slices) + num_decodes)
+        log.slots_held.append(queues.num_held)
+        log.blocks_used.append(queues.kv.num_used)
+        log.num_waiting.append(waiting)
+        log.num_preempted.append(plan.num_preempted)
+        log.slices.append(tuple((p.sequence.id, p.sequence.slot, p.start, p.num_tokens) for p in plan.slices))

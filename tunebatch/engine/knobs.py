@@ -1,0 +1,40 @@
+"""The tunable numbers of a strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One tunable number: its range for the search, and the default that an expert would set.
+
+    Attributes:
+        integer: Values are whole numbers.
+        unit: What one of it is, for people.
+    """
+
+    name: str
+    low: float
+    high: float
+    default: float
+    unit: str
+    integer: bool = True
+
+    def checked(self, value: float) -> float | int:
+        """The value as the policy takes it.
+
+        Raises:
+            ValueError: It is impossible; says the nearest possible one.
+        """
+        if self.integer and value != int(value):
+            raise ValueError(f"{self.name} = {value}: must be a whole number, nearest is {round(value)}")
+        least = 1 if self.integer else 0
+        if not value >= least:
+            raise ValueError(f"{self.name} = {value}: the least possible value is {least} ({self.unit})")
+        return int(value) if self.integer else float(value)
+
+
+MAX_BATCH_SIZE = Knob("max_batch_size", 1, 64, 32, "sequences")
+MAX_BATCHED_TOKENS = Knob("max_batched_tokens", 128, 4096, 2048, "prompt tokens per step")
+MAX_DELAY = Knob("max_delay_s", 0.001, 2.0, 0.05, "seconds", integer=False)

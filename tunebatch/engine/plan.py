@@ -1,0 +1,101 @@
+"""What one step computes, and what came of it: the seam between scheduler and executor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tunebatch.engine.group import DecodeGroup
+from tunebatch.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Compute ``num_tokens`` tokens of a sequence from ``start`` on.
+
+    A whole prefill, a chunk of one and a verification of drafts are all slices.
+
+    Attributes:
+        sample: Sample after the last token (a chunk that does not end the prompt does not).
+        draft_tokens: Tokens proposed to follow; they are the slice's last ``len(draft_tokens)`` tokens.
+    """
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+    sample: bool = True
+    draft_tokens: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step: slices, and, if ``decodes`` is given, one token of each of the group's members.
+
+    ``grown`` lists the members that got a new block (the last of their table) for this step.
+    """
+
+    slices: list[Slice] = field(default_factory=list)
+    decodes: DecodeGroup | None = None
+    grown: list[Sequence] = field(default_factory=list)
+    num_preempted: int = 0
+
+    @property
+    def num_decodes(self) -> int:
+        return 0 if self.decodes is None else len(self.decodes)
+
+    @property
+    def num_slice_tokens(self) -> int:
+        return sum(piece.num_tokens for piece in self.slices)
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What a step produced.
+
+    Attributes:
+        slice_tokens: For each slice the tokens sampled: none, one, or with drafts up to
+            ``len(draft_tokens) + 1``.
+        decode_tokens: For each member of the group, in row order, its token. None when the executor
+            computes no tokens (a simulation); then sequences end by length alone.
+        duration_s: The step's duration where the executor decides it (a simulation), else None.
+    """
+
+    slice_tokens: SequenceOf[SequenceOf[int]]
+    decode_tokens: SequenceOf[int] | None = None
+    duration_s: float | None = None
+
+
+class Executor(Protocol):
+    """Turns step plans into tokens and time."""
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def max_slots(self) -> int: ...
+
+    @property
+    def max_context(self) -> int: ...
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        """Compute the plan's tokens; returns when they are on the host.
+
+        Raises:
+            OutOfDeviceMemoryError: The step did not fit; the executor stays usable.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Forget everything of earlier runs."""
+        ...
+
+
+class OutOfDeviceMemoryError(RuntimeError):
+    """A step needed more device memory than there is; carries the step that did."""

@@ -1,0 +1,240 @@
+"""Who waits, who runs and who owns which blocks: the mechanics that all policies share.
+
+A policy decides; everything that must be done alike under every policy (allocating blocks,
+preempting, ending a request, accounting for slots) is here, once.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable
+
+from tunebatch.engine.blocks import BlockPool
+from tunebatch.engine.group import DecodeGroup
+from tunebatch.engine.plan import Slice, StepPlan
+from tunebatch.engine.records import EndReason, RequestRecord
+from tunebatch.engine.request import Request
+from tunebatch.engine.sequence import Sequence, Status
+
+# Part of the pool that admission leaves free for the sequences that already run, so that a new
+# prompt is not admitted only to be preempted by the next block that they need (vLLM's watermark).
+ADMISSION_WATERMARK = 0.01
+
+
+class Queues:
+    """The state that a policy plans from.
+
+    Args:
+        num_blocks: KV blocks in the pool.
+        block_size: Tokens per block.
+        num_slots: Batch slots, the most sequences that may run at once.
+        max_context: Most tokens a sequence may have.
+        holds_slots: A finished sequence keeps its slot until `release_held` (static batching).
+
+    Attributes:
+        waiting: Requests not admitted, oldest first; a preempted one is first.
+        running: Admitted sequences in order of admission, the newest last.
+        arrivals_open: More arrivals are scheduled.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, num_slots: int, max_context: int, holds_slots: bool = False
+    ) -> None:
+        self.kv = BlockPool(num_blocks, block_size)
+        self.decodes = DecodeGroup(block_size)
+        self.waiting: OrderedDict[int, Sequence] = OrderedDict()
+        self.running: OrderedDict[int, Sequence] = OrderedDict()
+        self.arrivals_open = True
+        self.records: list[RequestRecord] = []
+        self.decode_end_s: list[float] = []
+        self.occupancy: list[tuple[int, int, float, float, float]] = []
+        self.ended: list[Sequence] = []
+        self._max_context = max_context
+        self._watermark = int(num_blocks * ADMISSION_WATERMARK)
+        self._free_slots = list(range(num_slots))
+        self._holds_slots = holds_slots
+        self._held: list[tuple[Sequence, float]] = []
+        self._cancellations: list[tuple[float, int]] = []
+        self._live: dict[int, Sequence] = {}
+
+    @property
+    def num_held(self) -> int:
+        """Slots that a sequence occupies or occupied until its batch ends."""
+        return len(self.running) + len(self._held)
+
+    # Arrivals and departures
+
+    def add(self, request: Request, now: float) -> None:
+        """Queue a request, or reject one that could never be served."""
+        sequence = Sequence(request)
+        self.records.append(sequence.record)
+        self._live[sequence.id] = sequence
+        if why_never_fits(request, self.kv.num_blocks, self.kv.block_size, self._max_context):
+            self._end(sequence, EndReason.REJECTED, now)
+            return
+        self.waiting[sequence.id] = sequence
+        if request.cancel_at_s is not None:
+            heapq.heappush(self._cancellations, (request.cancel_at_s, sequence.id))
+
+    def cancel_due(self, now: float) -> None:
+        """End every request whose client has hung up; its blocks return at once."""
+        while self._cancellations and self._cancellations[0][0] <= now:
+            sequence = self._live.get(heapq.heappop(self._cancellations)[1])
+            if sequence is not None:
+                self.finish(sequence, EndReason.CANCELLED, now)
+
+    def next_cancellation_s(self) -> float | None:
+        """When the next request that is still here will be cancelled."""
+        while self._cancellations and self._cancellations[0][1] not in self._live:
+            heapq.heappop(self._cancellations)
+        return self._cancellations[0][0] if self._cancellations else None
+
+    # What policies call
+
+    def admit(self, now: float, limit: int, token_budget: int) -> list[Slice]:
+        """Admit waiting requests in order, each with its whole prompt.
+
+        Stops at ``limit`` requests, at the first that has no slot or no blocks, or before the one
+        that would exceed ``token_budget``; a single prompt longer than the budget goes alone.
+        """
+        slices: list[Slice] = []
+        while len(slices) < limit and self.waiting and self._free_slots:
+            sequence = next(iter(self.waiting.values()))
+            num_tokens = sequence.num_tokens
+            if slices and num_tokens > token_budget:
+                break
+            num_blocks = self.kv.blocks_for(num_tokens)
+            reserve = self._watermark if self.running else 0
+            if num_blocks + reserve > self.kv.num_free:
+                break
+            sequence.block_table = self.kv.allocate(num_blocks)
+            self._start(sequence, now)
+            slices.append(Slice(sequence, 0, num_tokens))
+            token_budget -= num_tokens
+        return slices
+
+    def decode(self, plan: StepPlan, now: float) -> StepPlan:
+        """Add a token of every decoding sequence to the plan, preempting the newest if blocks run out."""
+        table_full = self.kv.blocks_for
+        for sequence in self.decodes.crossing():
+            if sequence.row < 0 or len(sequence.block_table) > table_full(
+                self.decodes.num_computed(sequence)
+            ):
+                continue
+            while self.kv.num_free == 0 and sequence.row >= 0:
+                self._preempt(next(reversed(self.running.values())), now)
+                plan.num_preempted += 1
+            if sequence.row >= 0:
+                sequence.block_table += self.kv.allocate(1)
+                plan.grown.append(sequence)
+        # A later preemption may have hit a sequence that had just grown.
+        plan.grown = [sequence for sequence in plan.grown if sequence.row >= 0]
+        if self.decodes:
+            plan.decodes = self.decodes
+        return plan
+
+    def release_held(self, now: float) -> None:
+        """The batch is over: free the slots that its finished sequences kept."""
+        for sequence, end_s in self._held:
+            self._free_slot(sequence, end_s, now)
+        self._held.clear()
+
+    def sort_waiting(self, key: Callable[[Sequence], tuple[int, ...]]) -> None:
+        """Reorder the queue; for offline work, where no order was promised."""
+        for sequence in sorted(self.waiting.values(), key=key):
+            self.waiting.move_to_end(sequence.id)
+
+    # What the engine calls
+
+    def finish(self, sequence: Sequence, reason: EndReason, now: float) -> None:
+        """End a request in any state; its blocks return in this step."""
+        if sequence.id in self.running:
+            self._stop_running(sequence)
+            if self._holds_slots:
+                self._held.append((sequence, now))
+            else:
+                self._free_slot(sequence, now, now)
+        else:
+            self.waiting.pop(sequence.id, None)
+        self._end(sequence, reason, now)
+
+    def first_time(self, sequence: Sequence, start_s: float) -> None:
+        """Note when a sequence is scheduled for the first time."""
+        if sequence.record.first_scheduled_s is None:
+            sequence.record.first_scheduled_s = start_s
+
+    def check_integrity(self) -> None:
+        """Assert what must hold between any two steps; for tests."""
+        self.kv.check_integrity()
+        owners: dict[int, int] = {}
+        for sequence in self.running.values():
+            for block in sequence.block_table:
+                owners[block] = owners.get(block, 0) + 1
+        for block in range(self.kv.num_blocks):
+            assert self.kv.num_owners(block) == owners.get(block, 0), f"block {block} leaked or stolen"
+        assert all(not sequence.block_table for sequence in self.waiting.values())
+        slots = [s.slot for s in self.running.values()] + [s.slot for s, _ in self._held]
+        assert len(set(slots)) == len(slots) and not set(slots) & set(self._free_slots)
+        members = self.decodes.members
+        assert [member.row for member in members] == list(range(len(members)))
+        assert self.decodes.context_sum == sum(self.decodes.num_computed(m) + 1 for m in members)
+        for member in members:
+            assert member.id in self.running
+            assert len(member.block_table) >= self.kv.blocks_for(self.decodes.num_computed(member))
+
+    # Inside
+
+    def _start(self, sequence: Sequence, now: float) -> None:
+        del self.waiting[sequence.id]
+        self.running[sequence.id] = sequence
+        sequence.slot = heapq.heappop(self._free_slots)
+        sequence.slot_since_s = now
+        sequence.status = Status.PREFILL
+
+    def _preempt(self, sequence: Sequence, now: float) -> None:
+        """Take everything from a sequence; what it had is computed again when it returns."""
+        self._stop_running(sequence)
+        self._free_slot(sequence, now, now)
+        sequence.num_computed = 0
+        sequence.record.num_preemptions += 1
+        sequence.status = Status.WAITING
+        self.waiting[sequence.id] = sequence
+        self.waiting.move_to_end(sequence.id, last=False)
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        if sequence.row >= 0:
+            self.decodes.leave(sequence)
+            sequence.record.token_times_s += self.decode_end_s[sequence.joined_step : self.decodes.step]
+        self.kv.release(sequence.block_table)
+        sequence.block_table = []
+        del self.running[sequence.id]
+
+    def _free_slot(self, sequence: Sequence, end_s: float, held_until_s: float) -> None:
+        self.occupancy.append((sequence.slot, sequence.id, sequence.slot_since_s, end_s, held_until_s))
+        heapq.heappush(self._free_slots, sequence.slot)
+        sequence.slot = -1
+
+    def _end(self, sequence: Sequence, reason: EndReason, now: float) -> None:
+        del self._live[sequence.id]
+        sequence.status = Status.FINISHED
+        sequence.record.end_reason = reason
+        sequence.record.end_s = now
+        self.ended.append(sequence)
+
+
+def why_never_fits(request: Request, num_blocks: int, block_size: int, max_context: int) -> str | None:
+    """Say why a request could not be served even alone, or None if it can."""
+    total = len(request.prompt) + request.max_tokens
+    if total > max_context:
+        return (
+            f"request {request.id}: {len(request.prompt)} prompt + {request.max_tokens} output tokens "
+            f"exceed the context of {max_context}"
+        )
+    # The last token is only returned, so its keys and values are never stored.
+    if -(-(total - 1) // block_size) > num_blocks:
+        return (
+            f"request {request.id}: {total} tokens do not fit into a KV cache of "
+            f"{num_blocks} blocks of {block_size}"
+        )
+    return None
