@@ -14,7 +14,7 @@ from tunebatch.engine.records import RequestRecord, RunRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.environment import CpuTelemetry, environment
-from tunebatch.measure.latency import e2e_s, tpot_s
+from tunebatch.measure.latency import tpot_s
 from tunebatch.measure.metrics import summarize
 from tunebatch.measure.result import RunResult
 from tunebatch.measure.slo import EarlyStop, Limit, Slo, check
@@ -115,7 +115,7 @@ class SloWatcher:
 
     def ended(self, record: RequestRecord, now: float) -> None:
         if record.completed:
-            self._early_stop.observe_end(tpot_s(record), e2e_s(record))
+            self._early_stop.observe_end(tpot_s(record), record.end_s - record.arrival_s)
 
     def should_stop(self, now: float) -> bool:
         self.missed = self._early_stop.certain_miss()

@@ -1,0 +1,1 @@
+"""Where a step plan becomes tokens and time."""

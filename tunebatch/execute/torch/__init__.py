@@ -1,0 +1,1 @@
+"""Executor on PyTorch: any Hugging Face decoder on a paged KV cache."""

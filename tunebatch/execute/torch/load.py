@@ -1,0 +1,262 @@
+"""Load a model, switch its attention to the paged one, check it, and size the KV cache."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from tunebatch.execute.torch import selfcheck
+from tunebatch.execute.torch.attention import choose_backend
+from tunebatch.execute.torch.attention.base import attention_forward
+from tunebatch.execute.torch.executor import TorchExecutor
+
+ATTENTION_NAME = "tunebatch"
+# Accept a custom attention function and compute something else with it.
+SILENTLY_WRONG = {"diffllama", "minimax", "hrm_text", "lfm2", "llama4", "llama4_text"}
+RECURRENT = {
+    "mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "falcon_h1", "nemotron_h", "olmo_hybrid",
+    "qwen3_next", "qwen3_5", "qwen3_5_moe", "rwkv", "recurrent_gemma", "xlstm", "zamba", "zamba2",
+    "kimi_linear",
+}  # fmt: skip
+CPU_KV_BYTES = 512 * 2**20
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelError(ValueError):
+    """A model that cannot be served, and why; one line for the user."""
+
+
+def load_executor(
+    model: str = "bundled",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    backend: str = "auto",
+    block_size: int = 16,
+    num_blocks: int | None = None,
+    max_slots: int = 64,
+    utilization: float = 0.9,
+) -> TorchExecutor:
+    """Load a model and make it ready to serve.
+
+    Args:
+        model: ``bundled``, a local folder in Hugging Face format, or a hub id.
+        device: ``auto`` (CUDA if there is one), ``cpu`` or ``cuda``.
+        dtype: ``auto`` is float32 on a CPU and the checkpoint's own on a GPU.
+        num_blocks: KV blocks; by default as many as the device has room for.
+        utilization: Share of the GPU's memory that weights and KV cache may take.
+
+    Raises:
+        ModelError: No such model, no such device, or an architecture that cannot be served.
+    """
+    on = _device(device)
+    if dtype not in ("auto", *DTYPES):
+        raise ModelError(f"unknown dtype {dtype!r}; one of auto, {', '.join(DTYPES)}")
+    torch_dtype = DTYPES.get(dtype, torch.float32 if on == "cpu" else "auto")
+    path, shown = _locate(model)
+    config = _config(path, shown)
+    refuse_unservable(config, shown)
+    network = _network(path, shown, torch_dtype).to(on).eval()
+    return serve(
+        network,
+        name=shown,
+        backend=backend,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        max_slots=max_slots,
+        utilization=utilization,
+    )
+
+
+def serve(
+    network: Any,
+    *,
+    name: str,
+    backend: str = "auto",
+    block_size: int = 16,
+    num_blocks: int | None = None,
+    max_slots: int = 64,
+    utilization: float = 0.9,
+) -> TorchExecutor:
+    """An executor for a loaded transformers model; checks it against its own forward.
+
+    Raises:
+        ModelError: The paged model does not compute what the model computes.
+    """
+    config = network.config.get_text_config()
+    device = next(network.parameters()).device
+    max_context = _max_context(config)
+    texts = selfcheck.prompts(config.vocab_size, max_context)
+    expected = selfcheck.own_logits(network, texts)
+    _switch_attention(network, name)
+    attention = choose_backend(backend, device.type)
+    facts: dict[str, Any] = {
+        "name": name,
+        "architecture": type(network).__name__,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "device": device.type,
+        "attention_backend": attention.name,
+    }
+
+    def executor(blocks: int) -> TorchExecutor:
+        return TorchExecutor(
+            network,
+            attention,
+            num_blocks=blocks,
+            block_size=block_size,
+            max_slots=max(max_slots, len(texts)),
+            max_context=max_context,
+            eos_token_ids=_eos(network),
+            model_info=facts,
+        )
+
+    probe = executor(sum(-(-(len(text) + 1) // block_size) for text in texts))
+    error = _self_check(probe, texts, expected, name)
+    facts["self_check_error"] = error
+    facts["kv_bytes_per_token"] = probe.cache.bytes_per_token
+    blocks = num_blocks or _blocks_that_fit(probe, max_slots, utilization)
+    facts["num_blocks"], facts["block_size"] = blocks, block_size
+    return executor(blocks)
+
+
+def refuse_unservable(config: Any, name: str) -> None:
+    """Refuse by name what cannot be served, before anything is loaded.
+
+    Raises:
+        ModelError: Encoder-decoder, recurrent state, multimodal input, or known to be silently wrong.
+    """
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name}: {kind} is an encoder-decoder; only decoders can be served")
+    if kind in RECURRENT:
+        raise ModelError(f"{name}: {kind} keeps recurrent state, which a paged KV cache cannot hold")
+    if kind in SILENTLY_WRONG:
+        raise ModelError(f"{name}: {kind} computes attention that a paged kernel does not reproduce")
+    if hasattr(config, "vision_config") or hasattr(config, "audio_config"):
+        raise ModelError(f"{name}: {kind} takes images or sound; only text decoders can be served")
+
+
+def _self_check(
+    probe: TorchExecutor, texts: list[list[int]], expected: list[torch.Tensor], name: str
+) -> float:
+    kind = probe.model.config.model_type
+    try:
+        error = selfcheck.worst_error(probe, texts, expected)
+    except (RuntimeError, TypeError, KeyError, AttributeError) as failure:
+        raise ModelError(f"{name}: {kind} cannot run on a paged KV cache: {failure}") from failure
+    tolerance = selfcheck.TOLERANCE[probe.model.dtype]
+    if not error <= tolerance:
+        raise ModelError(
+            f"{name}: {kind} on a paged KV cache differs from its own forward by {error:.2g} of the "
+            f"largest logit (tolerated: {tolerance:g}); it cannot be served"
+        )
+    return error
+
+
+def _device(device: str) -> str:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ModelError(f"unknown device {device!r}; one of auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _locate(model: str) -> tuple[str, str]:
+    if model == "bundled":
+        from tunebatch.models import bundled_target
+
+        return str(bundled_target()), "bundled"
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{model}: no config.json in this folder; is it a Hugging Face model?")
+        return str(path), path.name
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ModelError(f"{model}: no such folder; give a local path, a hub id (owner/name) or 'bundled'")
+    return model, model
+
+
+def _config(path: str, name: str) -> Any:
+    from transformers import AutoConfig
+
+    with _one_line(name):
+        return AutoConfig.from_pretrained(path)
+
+
+def _network(path: str, name: str, dtype: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _one_line(name):
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, attn_implementation="eager"
+        )
+
+
+class _one_line(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a statement
+    """Turn what transformers says about a model it cannot load into one line."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._silence = contextlib.redirect_stderr(io.StringIO())
+
+    def __enter__(self) -> None:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        logging.getLogger("transformers").setLevel(logging.ERROR)
+        self._silence.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._silence.__exit__(kind, error, trace)
+        # Not only OSError: safetensors, tokenizers and model code each raise classes of their own.
+        if isinstance(error, Exception):
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{self._name}: cannot be loaded: {first}") from error
+
+
+def _switch_attention(network: Any, name: str) -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, attention_forward)
+    network.set_attn_implementation(ATTENTION_NAME)
+    if network.config._attn_implementation != ATTENTION_NAME:
+        raise ModelError(f"{name}: {network.config.model_type} does not take a custom attention function")
+
+
+def _max_context(config: Any) -> int:
+    limit: Any = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 2048)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if isinstance(rope, dict) and rope.get("rope_type") in ("longrope", "dynamic"):
+        # These change their frequencies with the longest position in the batch, so that a request's
+        # tokens would depend on its neighbours; below this length they do not.
+        limit = min(limit, int(rope.get("original_max_position_embeddings", limit)))
+    return int(limit)
+
+
+def _eos(network: Any) -> frozenset[int]:
+    eos = getattr(network.generation_config, "eos_token_id", None)
+    if eos is None:
+        eos = network.config.get_text_config().eos_token_id
+    return frozenset([eos] if isinstance(eos, int) else eos or ())
+
+
+def _blocks_that_fit(probe: TorchExecutor, max_slots: int, utilization: float) -> int:
+    """As many blocks as all slots could fill, within the memory that is there."""
+    wanted = max_slots * -(-probe.max_context // probe.block_size)
+    if probe.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        room = free - int(total * (1 - utilization))
+    else:
+        room = min(CPU_KV_BYTES, int(psutil.virtual_memory().available * 0.5))
+    per_block = max(1, probe.cache.bytes_per_token * probe.block_size)
+    if room < per_block:
+        raise ModelError("no memory is left for a KV cache after the weights; use a smaller model")
+    return min(wanted, room // per_block)

@@ -1,0 +1,120 @@
+"""The check before any timing: a strategy changes when tokens are computed, never which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.engine import Engine
+from tunebatch.engine.request import Request
+from tunebatch.engine.strategies import Strategy
+from tunebatch.execute.torch.executor import TorchExecutor
+
+
+class TokenMismatchError(RuntimeError):
+    """Two ways of serving the same request gave different greedy tokens; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class SameTokens:
+    """What was compared: requests and tokens under each of the strategies, and against ``generate``."""
+
+    num_requests: int
+    num_tokens: int
+    strategies: tuple[str, ...]
+
+
+def check_same_tokens(
+    executor: TorchExecutor,
+    strategies: SequenceOf[Strategy],
+    prompts: SequenceOf[tuple[int, ...]] | None = None,
+    max_tokens: int = 16,
+) -> SameTokens:
+    """Serve a few requests greedily under every strategy and with ``generate``, and compare.
+
+    Raises:
+        TokenMismatchError: Names the strategy, the request, the first differing position and the
+            difference of the two tokens' logits there.
+    """
+    prompts = prompts or _random_prompts(executor)
+    requests = [
+        Request(id=i, prompt=prompt, max_tokens=max_tokens, ignore_eos=True)
+        for i, prompt in enumerate(prompts)
+    ]
+    expected = [generate(executor, prompt, max_tokens) for prompt in prompts]
+    for strategy in strategies:
+        executor.reset()
+        record = Engine(executor, strategy.make_policy(), AllAtOnce(requests), ReplayClock()).run()
+        for request, served in zip(requests, record.requests, strict=True):
+            _compare(executor, strategy.name, request, served.output, expected[request.id])
+    executor.reset()
+    names = tuple(dict.fromkeys(strategy.name for strategy in strategies))
+    return SameTokens(len(requests), sum(map(len, expected)), names)
+
+
+class AllAtOnce:
+    """A source whose requests are all there at the start."""
+
+    def __init__(self, requests: SequenceOf[Request]) -> None:
+        self._requests = list(requests)
+
+    def next_arrival_s(self) -> float | None:
+        return 0.0 if self._requests else None
+
+    def take(self, now_s: float) -> list[Request]:
+        taken, self._requests = self._requests, []
+        return taken
+
+    def finished(self, request_id: int, now_s: float) -> None:
+        pass
+
+
+@torch.inference_mode()
+def generate(executor: TorchExecutor, prompt: SequenceOf[int], max_tokens: int) -> list[int]:
+    """Greedy tokens by the model's own attention and cache, through ``generate``."""
+    model = executor.model
+    model.set_attn_implementation("eager")
+    try:
+        ids = torch.tensor([list(prompt)], device=executor.device)
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_tokens,
+            min_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    finally:
+        model.set_attn_implementation("tunebatch")
+    return out[0, len(prompt) :].tolist()
+
+
+def _compare(
+    executor: TorchExecutor, strategy: str, request: Request, got: list[int], expected: list[int]
+) -> None:
+    if got == expected:
+        return
+    at = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(got))
+    gap = float("nan")
+    if at < min(len(got), len(expected)):
+        executor.model.set_attn_implementation("eager")
+        ids = torch.tensor([[*request.prompt, *expected[:at]]], device=executor.device)
+        with torch.inference_mode():
+            logits = executor.model(ids, use_cache=False).logits[0, -1]
+        executor.model.set_attn_implementation("tunebatch")
+        gap = float(logits[expected[at]] - logits[got[at]])
+    raise TokenMismatchError(
+        f"strategy {strategy} gives other tokens than generate: request {request.id}, output token {at}, "
+        f"logit gap {gap:.3g}; nothing was timed"
+    )
+
+
+def _random_prompts(executor: TorchExecutor) -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(11)
+    lengths = [min(n, executor.max_context // 2) for n in (3, 16, 33, 70, 129)]
+    return [tuple(rng.integers(4, executor.vocab_size, n).tolist()) for n in lengths]
