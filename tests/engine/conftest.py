@@ -1,0 +1,198 @@
+"""A fake executor that checks every plan against a model of KV memory, and ways to run it.
+
+The fixture ``kit`` hands these out, so that test files need no import path to this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from zlib import crc32
+
+import pytest
+
+from tunebatch.engine.clock import Clock, VirtualClock
+from tunebatch.engine.engine import Engine, RequestSource
+from tunebatch.engine.plan import StepOutput, StepPlan
+from tunebatch.engine.policies.base import Policy
+from tunebatch.engine.records import RunRecord
+from tunebatch.engine.request import Request
+from tunebatch.engine.sequence import Sequence
+
+EOS = 0
+VOCABULARY = 17
+
+Duration = Callable[[StepPlan], float | None]
+
+
+def fake_token(request_id: int, position: int) -> int:
+    """The token at a position of prompt and output together; depends on nothing else."""
+    return crc32(f"{request_id}:{position}".encode()) % VOCABULARY
+
+
+def expected_output(request: Request) -> list[int]:
+    """What a request must produce whatever the strategy, preemptions and batches."""
+    output: list[int] = []
+    while len(output) < request.max_tokens:
+        output.append(fake_token(request.id, len(request.prompt) + len(output)))
+        if output[-1] == EOS and not request.ignore_eos:
+            break
+    return output
+
+
+def make_request(
+    request_id: int,
+    num_prompt: int = 4,
+    max_tokens: int = 4,
+    arrival_s: float = 0.0,
+    cancel_at_s: float | None = None,
+    ignore_eos: bool = True,
+) -> Request:
+    prompt = tuple(100 + request_id * 1000 + i for i in range(num_prompt))
+    return Request(request_id, prompt, max_tokens, arrival_s, cancel_at_s, ignore_eos=ignore_eos)
+
+
+def unit_steps(plan: StepPlan) -> float | None:
+    return 1.0
+
+
+class FakeExecutor:
+    """Computes fake tokens, and asserts that a real executor could have computed real ones.
+
+    It writes ``(request, position)`` into a model of KV memory through the block tables and reads
+    every context back, so a block that was freed, shared or skipped by mistake is noticed.
+    """
+
+    eos_token_ids = frozenset({EOS})
+
+    def __init__(
+        self,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_slots: int = 64,
+        max_context: int = 4096,
+        duration: Duration = unit_steps,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.max_slots = max_slots
+        self.max_context = max_context
+        self._duration = duration
+        self.plans: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        self._memory: dict[tuple[int, int], tuple[int, int]] = {}
+        self._tables: dict[int, list[int]] = {}
+        self._seen: dict[int, Sequence] = {}
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        members = [] if plan.decodes is None else list(plan.decodes.members)
+        pieces = [piece.sequence for piece in plan.slices]
+        assert members or pieces, "an empty step"
+        working = [sequence.id for sequence in [*pieces, *members]]
+        assert len(set(working)) == len(working), "a sequence is twice in one step"
+        self.plans.append((tuple(s.id for s in pieces), tuple(s.id for s in members)))
+        for sequence in [*pieces, *members]:
+            self._seen[sequence.id] = sequence
+        self._check_ownership()
+        slice_tokens = [self._slice(p.sequence, p.start, p.num_tokens) for p in plan.slices]
+        decode_tokens = [self._decode(plan, member) for member in members]
+        grown = [s.id for s in members if s.block_table != self._tables[s.id]]
+        assert sorted(s.id for s in plan.grown) == sorted(grown), "`grown` is not what grew"
+        for sequence in [*pieces, *members]:
+            self._tables[sequence.id] = list(sequence.block_table)
+        return StepOutput(slice_tokens, decode_tokens if members else None, self._duration(plan))
+
+    def _check_ownership(self) -> None:
+        owned = [block for s in self._seen.values() for block in s.block_table]
+        assert len(set(owned)) == len(owned), "two running sequences share a block"
+        assert all(0 <= block < self.num_blocks for block in owned)
+        slots = [s.slot for s in self._seen.values() if s.block_table]
+        assert len(set(slots)) == len(slots) and all(0 <= slot < self.max_slots for slot in slots)
+
+    def _slice(self, sequence: Sequence, start: int, num_tokens: int) -> list[int]:
+        assert start == sequence.num_computed, "a slice skips or repeats tokens"
+        assert num_tokens >= 1
+        request = sequence.request
+        told = [*request.prompt, *expected_output(request)]
+        assert sequence.token_ids(start, num_tokens) == told[start : start + num_tokens]
+        for position in range(start, start + num_tokens):
+            self._write(sequence, position)
+        self._read_back(sequence, start + num_tokens)
+        return [fake_token(sequence.id, start + num_tokens)]
+
+    def _decode(self, plan: StepPlan, member: Sequence) -> int:
+        assert plan.decodes is not None
+        computed = plan.decodes.num_computed(member)
+        before = self._tables[member.id]
+        assert member.block_table[: len(before)] == before, "a table lost or changed a block"
+        assert len(member.block_table) <= len(before) + 1
+        assert len(member.output) + len(member.request.prompt) == computed + 1
+        self._write(member, computed)
+        self._read_back(member, computed + 1)
+        return fake_token(member.id, computed + 1)
+
+    def _write(self, sequence: Sequence, position: int) -> None:
+        index, offset = divmod(position, self.block_size)
+        assert index < len(sequence.block_table), "the block table does not cover the tokens to compute"
+        self._memory[sequence.block_table[index], offset] = (sequence.id, position)
+
+    def _read_back(self, sequence: Sequence, num_tokens: int) -> None:
+        for position in range(num_tokens):
+            index, offset = divmod(position, self.block_size)
+            held = self._memory.get((sequence.block_table[index], offset))
+            assert held == (sequence.id, position), f"KV of {sequence.id}@{position} is {held}"
+
+
+class ListSource:
+    """Requests that arrive when they say, whatever becomes of the others."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._requests = sorted(requests, key=lambda request: (request.arrival_s, request.id))
+        self._next = 0
+        self.ended: list[int] = []
+
+    def next_arrival_s(self) -> float | None:
+        return self._requests[self._next].arrival_s if self._next < len(self._requests) else None
+
+    def take(self, now_s: float) -> list[Request]:
+        first = self._next
+        while self._next < len(self._requests) and self._requests[self._next].arrival_s <= now_s:
+            self._next += 1
+        return self._requests[first : self._next]
+
+    def finished(self, request_id: int, now_s: float) -> None:
+        self.ended.append(request_id)
+
+
+def make_engine(
+    policy: Policy,
+    requests: Iterable[Request] | RequestSource,
+    executor: FakeExecutor | None = None,
+    clock: Clock | None = None,
+) -> Engine:
+    source = requests if hasattr(requests, "next_arrival_s") else ListSource(requests)
+    return Engine(executor or FakeExecutor(), policy, source, clock or VirtualClock())
+
+
+def serve(
+    policy: Policy,
+    requests: Iterable[Request] | RequestSource,
+    executor: FakeExecutor | None = None,
+    clock: Clock | None = None,
+) -> RunRecord:
+    return make_engine(policy, requests, executor, clock).run()
+
+
+@pytest.fixture(scope="session")
+def kit() -> SimpleNamespace:
+    return SimpleNamespace(
+        EOS=EOS,
+        Executor=FakeExecutor,
+        Source=ListSource,
+        engine=make_engine,
+        expected_output=expected_output,
+        request=make_request,
+        serve=serve,
+    )

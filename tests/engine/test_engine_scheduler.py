@@ -1,0 +1,180 @@
+"""Every strategy on random work in tiny pools: same tokens, nothing lost, nothing leaked."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunebatch.engine.clock import VirtualClock
+from tunebatch.engine.records import EndReason
+from tunebatch.engine.request import Request
+from tunebatch.engine.strategies import STRATEGIES, strategy
+
+# Sixteenths are exact in binary, so times can be compared with ==.
+TICK = 1 / 16
+
+SHAPES = st.tuples(
+    st.integers(1, 12),  # prompt
+    st.integers(1, 10),  # max_tokens
+    st.integers(0, 12),  # ticks since the arrival before
+    st.none() | st.integers(0, 60),  # ticks until cancelled
+    st.booleans(),  # ignore_eos
+)
+
+
+def requests_of(shapes: list[tuple[int, int, int, int | None, bool]], kit: SimpleNamespace) -> list[Request]:
+    requests, arrival_s = [], 0.0
+    for i, (prompt, max_tokens, gap, patience, ignore_eos) in enumerate(shapes):
+        arrival_s += gap * TICK
+        cancel_at_s = None if patience is None else arrival_s + patience * TICK
+        requests.append(kit.request(i, prompt, max_tokens, arrival_s, cancel_at_s, ignore_eos))
+    return requests
+
+
+def knobs_of(name: str, batch: int, tokens: int, delay: int) -> dict[str, float]:
+    values = {"max_batch_size": batch, "max_batched_tokens": tokens, "max_delay_s": delay * TICK}
+    return {knob.name: values[knob.name] for knob in STRATEGIES[name].knobs if knob.name in values}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@settings(max_examples=70, deadline=None)
+@given(
+    shapes=st.lists(SHAPES, min_size=1, max_size=14),
+    num_blocks=st.integers(3, 10),
+    block_size=st.integers(1, 4),
+    max_slots=st.integers(1, 6),
+    batch=st.integers(1, 6),
+    tokens=st.integers(1, 24),
+    delay=st.integers(0, 10),
+)
+def test_random_work(
+    kit: SimpleNamespace,
+    name: str,
+    shapes: list[tuple[int, int, int, int | None, bool]],
+    num_blocks: int,
+    block_size: int,
+    max_slots: int,
+    batch: int,
+    tokens: int,
+    delay: int,
+) -> None:
+    requests = requests_of(shapes, kit)
+    executor = kit.Executor(
+        num_blocks,
+        block_size,
+        max_slots,
+        max_context=20,
+        duration=lambda plan: TICK * (1 + plan.num_slice_tokens // 4 + plan.num_decodes // 2),
+    )
+    clock, source = VirtualClock(), kit.Source(requests)
+    policy = strategy(name, knobs_of(name, batch, tokens, delay)).make_policy()
+    engine = kit.engine(policy, source, executor, clock)
+
+    boundaries = [clock.now()]
+    limit = 40 * sum(request.max_tokens + 3 for request in requests)
+    while engine.step():
+        engine.queues.check_integrity()
+        assert len(engine.queues.running) <= min(max_slots, engine.queues.num_held)
+        boundaries.append(clock.now())
+        assert boundaries[-1] >= boundaries[-2], "time went backwards"
+        assert len(boundaries) < limit, "the run does not end"
+    kv = engine.queues.kv
+    run = engine.record()
+
+    assert kv.num_free == kv.num_blocks, "blocks leaked"
+    assert sorted(source.ended) == [request.id for request in requests], "told of an end twice or never"
+    assert [record.id for record in run.requests] == [request.id for request in requests]
+    for request, record in zip(requests, run.requests, strict=True):
+        expected = kit.expected_output(request)
+        too_long = len(request.prompt) + request.max_tokens > 20
+        never_fits = -(-(len(request.prompt) + request.max_tokens - 1) // block_size) > num_blocks
+        assert (record.end_reason is EndReason.REJECTED) == (too_long or never_fits)
+        assert record.end_reason is not EndReason.UNFINISHED
+        assert len(record.token_times_s) == len(record.output)
+        assert record.token_times_s == sorted(record.token_times_s)
+        assert record.output == expected[: len(record.output)], "the tokens depend on the schedule"
+        if record.completed:
+            assert record.output == expected
+            stopped = not request.ignore_eos and expected[-1] == kit.EOS
+            assert record.end_reason is (EndReason.STOP if stopped else EndReason.LENGTH)
+            assert record.end_s == record.token_times_s[-1]
+        if record.first_scheduled_s is not None:
+            assert record.first_scheduled_s >= request.arrival_s
+            assert all(time > record.first_scheduled_s for time in record.token_times_s)
+        else:
+            assert not record.output
+        if request.cancel_at_s is not None and record.end_reason is not EndReason.REJECTED:
+            due = next((time for time in boundaries if time >= request.cancel_at_s), None)
+            if record.end_reason is EndReason.CANCELLED:
+                assert record.end_s == due, "not ended at the first boundary after the cancellation"
+            else:
+                assert due is None or record.end_s <= due, "outlived its cancellation"
+        assert record.end_reason is not EndReason.CANCELLED or request.cancel_at_s is not None
+    if not any(record.num_preemptions for record in run.requests):
+        firsts = [r.first_scheduled_s for r in run.requests if r.first_scheduled_s is not None]
+        assert firsts == sorted(firsts), "overtaking"
+    assert sum(run.steps.num_preempted) == sum(record.num_preemptions for record in run.requests)
+    check_occupancy(run.occupancy)
+
+
+def check_occupancy(occupancy: list[tuple[int, int, float, float, float]]) -> None:
+    by_slot: dict[int, list[tuple[float, float, float]]] = {}
+    for slot, _, start, end, held in occupancy:
+        assert start <= end <= held
+        by_slot.setdefault(slot, []).append((start, end, held))
+    for stays in by_slot.values():
+        stays.sort()
+        assert all(a[2] <= b[0] for a, b in pairwise(stays)), "a slot was held twice"
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "sequential"])
+def test_tiny_pools_do_preempt_and_change_no_token(kit: SimpleNamespace, name: str) -> None:
+    requests = [kit.request(i, 3, 12) for i in range(4)]
+    policy = strategy(name, knobs_of(name, 4, 64, 0)).make_policy()
+    run = kit.serve(policy, requests, kit.Executor(num_blocks=6, block_size=3))
+    assert sum(run.steps.num_preempted) > 0
+    assert [record.output for record in run.requests] == [kit.expected_output(r) for r in requests]
+    assert run.requests[0].num_preemptions == 0, "the oldest yields to nobody"
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(("prompt", "max_tokens", "fits"), [(5, 8, True), (5, 9, False), (13, 1, False)])
+def test_what_can_never_fit_is_rejected_at_once(
+    kit: SimpleNamespace, name: str, prompt: int, max_tokens: int, fits: bool
+) -> None:
+    """Twelve tokens of KV: the last token of an answer is never stored, so thirteen in all fit."""
+    requests = [kit.request(0, prompt, max_tokens), kit.request(1, 2, 2)]
+    policy = strategy(name, knobs_of(name, 1, 64, 0)).make_policy()
+    run = kit.serve(policy, requests, kit.Executor(num_blocks=3, block_size=4))
+    assert (run.requests[0].end_reason is EndReason.LENGTH) == fits
+    assert (run.requests[0].end_reason is EndReason.REJECTED) != fits
+    assert run.requests[1].completed
+
+
+def test_the_context_limit_rejects(kit: SimpleNamespace) -> None:
+    requests = [kit.request(0, 5, 5), kit.request(1, 5, 6)]
+    run = kit.serve(strategy("continuous").make_policy(), requests, kit.Executor(max_context=10))
+    assert [record.end_reason for record in run.requests] == [EndReason.LENGTH, EndReason.REJECTED]
+
+
+def test_the_same_tokens_under_every_strategy(kit: SimpleNamespace) -> None:
+    requests = [kit.request(i, 1 + i % 7, 1 + i % 9, i * TICK, ignore_eos=False) for i in range(30)]
+    outputs = [
+        [record.output for record in kit.serve(strategy(name).make_policy(), requests).requests]
+        for name in STRATEGIES
+    ]
+    assert all(output == outputs[0] for output in outputs)
+
+
+def test_a_stopped_run_leaves_nothing_behind(kit: SimpleNamespace) -> None:
+    engine = kit.engine(strategy("continuous").make_policy(), [kit.request(i, 4, 9) for i in range(3)])
+    for _ in range(4):
+        engine.step()
+    run = engine.record()
+    assert {record.end_reason for record in run.requests} == {EndReason.UNFINISHED}
+    assert all(len(record.token_times_s) == len(record.output) == 4 for record in run.requests)
+    assert engine.queues.kv.num_free == engine.queues.kv.num_blocks
