@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +24,22 @@ class Knob:
     unit: str
     integer: bool = True
 
-    def checked(self, value: float) -> float | int:
+    def checked(self, value: Any) -> float | int:
         """The value as the policy takes it.
 
         Raises:
             ValueError: It is impossible; says the nearest possible one.
         """
-        if self.integer and value != int(value):
-            raise ValueError(f"{self.name} = {value}: must be a whole number, nearest is {round(value)}")
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{self.name} = {value!r}: must be a finite number ({self.unit})")
+        number = float(value)
         least = 1 if self.integer else 0
-        if not value >= least:
+        if self.integer and not number.is_integer():
+            nearest = max(least, round(number))
+            raise ValueError(f"{self.name} = {value}: must be a whole number, nearest is {nearest}")
+        if number < least:
             raise ValueError(f"{self.name} = {value}: the least possible value is {least} ({self.unit})")
-        return int(value) if self.integer else float(value)
+        return int(number) if self.integer else number
 
 
 MAX_BATCH_SIZE = Knob("max_batch_size", 1, 64, 32, "sequences")
