@@ -105,10 +105,11 @@ class FakeExecutor:
         return StepOutput(slice_tokens, decode_tokens if members else None, self._duration(plan))
 
     def _check_ownership(self) -> None:
+        self._seen = {i: sequence for i, sequence in self._seen.items() if sequence.block_table}
         owned = [block for s in self._seen.values() for block in s.block_table]
         assert len(set(owned)) == len(owned), "two running sequences share a block"
         assert all(0 <= block < self.num_blocks for block in owned)
-        slots = [s.slot for s in self._seen.values() if s.block_table]
+        slots = [s.slot for s in self._seen.values()]
         assert len(set(slots)) == len(slots) and all(0 <= slot < self.max_slots for slot in slots)
 
     def _slice(self, sequence: Sequence, start: int, num_tokens: int) -> list[int]:
