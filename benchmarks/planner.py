@@ -1,0 +1,120 @@
+"""What a step costs without a model: planning and bookkeeping, with a short queue and a long one.
+
+    python benchmarks/planner.py [--running 256] [--waiting 100 10000] [--steps 2000] [--rounds 5]
+
+Continuous batching in a steady state: all batch slots are taken, and whoever ends is replaced by the
+oldest of the queue, which is topped up. The executor computes nothing. A step should cost what changes
+and what runs, never what waits, so the ratio of the medians should be near 1. The queues take turns,
+round by round, so that a change of the machine's speed meets both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import statistics
+import time
+from collections.abc import Sequence as SequenceOf
+
+from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.engine import Engine
+from tunebatch.engine.plan import StepOutput, StepPlan
+from tunebatch.engine.policies.continuous import Continuous
+from tunebatch.engine.request import Request
+
+BLOCK_SIZE = 16
+PROMPT_TOKENS, OUTPUT_TOKENS = (32, 512), (16, 512)
+
+
+class NullExecutor:
+    """Answers at once with a token that ends nothing."""
+
+    block_size = BLOCK_SIZE
+    max_context = 2048
+    eos_token_ids = frozenset({0})
+
+    def __init__(self, max_slots: int) -> None:
+        self.max_slots = max_slots
+        self.num_blocks = max_slots * (PROMPT_TOKENS[1] + OUTPUT_TOKENS[1]) // BLOCK_SIZE
+        self._tokens = [1] * max_slots
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        return StepOutput([(1,)] * len(plan.slices), self._tokens[: plan.num_decodes])
+
+    def reset(self) -> None:
+        pass
+
+
+class FullQueue:
+    """Keeps the number of requests in the system at ``num_present``."""
+
+    def __init__(self, num_present: int, num_total: int) -> None:
+        draw = random.Random(0)
+        prompt = (1,) * PROMPT_TOKENS[1]
+        # Made beforehand, so that no step pays for it.
+        self._requests = [
+            Request(i, prompt[: draw.randint(*PROMPT_TOKENS)], draw.randint(*OUTPUT_TOKENS))
+            for i in range(num_total)
+        ]
+        self._taken = 0
+        self._missing = num_present
+
+    def next_arrival_s(self) -> float | None:
+        return 0.0
+
+    def take(self, now_s: float) -> list[Request]:
+        first, self._taken, self._missing = self._taken, self._taken + self._missing, 0
+        return self._requests[first : self._taken]
+
+    def finished(self, request_id: int, now_s: float) -> None:
+        self._missing += 1
+
+
+def step_times_us(running: int, waiting: int, steps: int) -> list[float]:
+    """Wall time of each of ``steps`` engine steps after a warm-up as long as the longest answer."""
+    warm_up = 2 * OUTPUT_TOKENS[1]
+    source = FullQueue(running + waiting, running * (steps + warm_up) // OUTPUT_TOKENS[0] + running + waiting)
+    engine = Engine(NullExecutor(running), Continuous(running), source, ReplayClock())
+    for _ in range(warm_up):
+        engine.step()
+    gc.collect()
+    gc.freeze()
+    times: list[float] = []
+    for _ in range(steps):
+        start_ns = time.perf_counter_ns()
+        engine.step()
+        times.append((time.perf_counter_ns() - start_ns) * 1e-3)
+    gc.unfreeze()
+    assert running - 32 <= len(engine.queues.running) <= running, "the batch was not full"
+    assert waiting <= len(engine.queues.waiting) <= waiting + 32, "the queue was not as long as asked for"
+    return times
+
+
+def p99(times: SequenceOf[float]) -> float:
+    return statistics.quantiles(times, n=100)[98]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--running", type=int, default=256)
+    parser.add_argument("--waiting", type=int, nargs="+", default=[100, 10_000])
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    times: dict[int, list[float]] = {waiting: [] for waiting in args.waiting}
+    for _ in range(args.rounds):
+        for waiting, collected in times.items():
+            collected += step_times_us(args.running, waiting, args.steps)
+    first = times[args.waiting[0]]
+    for waiting, collected in times.items():
+        print(
+            f"{args.running} running, {waiting:6d} waiting: "
+            f"median {statistics.median(collected):7.1f} us, p99 {p99(collected):7.1f} us per step "
+            f"({len(collected)} steps; {statistics.median(collected) / statistics.median(first):.2f}x, "
+            f"p99 {p99(collected) / p99(first):.2f}x)"
+        )
+
+
+if __name__ == "__main__":
+    main()
