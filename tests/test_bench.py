@@ -1,0 +1,96 @@
+"""One run, end to end, on a tiny random model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tunebatch import bench
+from tunebatch.engine.request import Request
+from tunebatch.engine.strategies import STRATEGIES, strategy
+from tunebatch.execute.torch.executor import TorchExecutor
+from tunebatch.execute.torch.load import serve
+from tunebatch.execute.torch.same_tokens import AllAtOnce
+from tunebatch.measure.result import read_result, write_result
+from tunebatch.measure.slo import parse_slo
+
+
+@dataclass(frozen=True)
+class Burst:
+    requests: tuple[Request, ...]
+    rate_per_s: float | None = None
+    description: str = "a burst"
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+
+    def source(self) -> AllAtOnce:
+        return AllAtOnce(self.requests)
+
+    def fingerprint(self) -> str:
+        return "burst"
+
+
+def burst(count: int, prompt: int = 9, output: int = 6) -> Burst:
+    return Burst(
+        tuple(
+            Request(i, tuple(3 + (i + j) % 90 for j in range(prompt)), output, ignore_eos=True)
+            for i in range(count)
+        )
+    )
+
+
+@cache
+def executor() -> TorchExecutor:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=128,
+    )
+    return serve(transformers.LlamaForCausalLM(config).eval(), name="tiny", max_slots=16)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_run_counts_what_was_served_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    slo = parse_slo(["p50_ttft<=60s", "p50_tpot<=60s"])
+    result = bench.measure(burst(20), strategy(name), executor(), slo=slo)
+    metrics = result.metrics
+    assert (metrics.completed, metrics.total_output_tokens) == (20, 120)
+    assert metrics.output_throughput == pytest.approx(120 / metrics.duration_s)
+    assert metrics.request_goodput == pytest.approx(metrics.request_throughput)
+    assert result.verdict is not None and result.verdict.met
+    write_result(result, tmp_path)
+    again = read_result(tmp_path)
+    assert again.metrics == metrics
+    assert len((tmp_path / "requests.csv").read_text().splitlines()) == 21
+
+
+def test_batching_needs_fewer_steps_than_one_at_a_time() -> None:
+    steps = {
+        name: bench.measure(burst(16), strategy(name), executor()).metrics.num_steps
+        for name in ("sequential", "continuous")
+    }
+    assert steps == {"sequential": 16 * 6, "continuous": 6}
+
+
+def test_a_request_that_can_never_fit_is_refused_before_the_run() -> None:
+    with pytest.raises(bench.DoesNotFitError, match="exceed the context of 128"):
+        bench.measure(burst(2, prompt=120, output=9), strategy("static"), executor())
+
+
+def test_a_hopeless_run_stops_early_and_counts_everybody() -> None:
+    slo = parse_slo(["p50_ttft<=1us"])
+    result = bench.measure(burst(40), strategy("sequential"), executor(), slo=slo, stop_early=True)
+    assert result.record is not None and result.record.stopped_early
+    assert result.metrics.num_requests == 40
+    assert 0 < result.metrics.completed < 40
+    assert result.verdict is not None and not result.verdict.met
