@@ -1,0 +1,297 @@
+"""What the user asked for, as validated models: a TOML profile, the environment and flags together."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from tunebatch.engine.strategies import STRATEGIES
+from tunebatch.measure.limits import Slo, SloError, parse_slo
+
+Values = dict[str, dict[str, Any]]
+Objective = Literal["capacity", "throughput"]
+
+_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
+_TIME_UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used: file, key, value and the nearest valid one, in one line."""
+
+
+def parse_time(value: Any) -> float:
+    """Seconds from ``90s``, ``3m`` or ``1h``.
+
+    Raises:
+        ValueError: No number, no or an unknown unit, or not above 0.
+    """
+    found = _TIME.fullmatch(str(value))
+    if found is None:
+        raise ValueError(f"{value!r} is not a time; write it like 90s, 3m or 1h")
+    number, unit = found.groups()
+    if unit not in _TIME_UNITS:
+        near = difflib.get_close_matches(unit, _TIME_UNITS, n=1, cutoff=0.1)
+        raise ValueError(
+            f"{value!r} has {f'the unknown unit {unit!r}' if unit else 'no unit'}; "
+            f"did you mean {number}{near[0] if near else 's'}? (s, m, h)"
+        )
+    if float(number) <= 0:
+        raise ValueError(f"{value!r} must be above 0; the nearest useful one is 1s")
+    return float(number) * _TIME_UNITS[unit]
+
+
+def _words(value: Any) -> Any:
+    """``a,b`` from the environment or a flag; ``all`` is every strategy."""
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(words, list):
+        return words
+    if words == ["all"]:
+        return list(STRATEGIES)
+    for word in words:
+        if word not in STRATEGIES:
+            raise ValueError(f"unknown strategy {word!r}{nearest(word, STRATEGIES)}")
+    if not words:
+        raise ValueError(f"no strategy; at least one of {', '.join(STRATEGIES)}")
+    return list(dict.fromkeys(words))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is not a number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(_Section):
+    """Which model, and how it is computed."""
+
+    name: str = Field("bundled", min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: str = "auto"
+
+
+class WorkloadSection(_Section):
+    """A named workload, changed by whatever else is given; or an explicit one."""
+
+    name: str | None = None
+    arrivals: str | None = None
+    rate_per_s: Annotated[Number, Field(gt=0)] | None = None
+    burstiness: Annotated[Number, Field(gt=0)] | None = None
+    prompt_tokens: int | str | None = None
+    output_tokens: int | str | None = None
+    requests: Annotated[Integer, Field(ge=1)] | None = None
+    seed: Annotated[Integer, Field(ge=0)] | None = None
+    concurrency: Annotated[Integer, Field(ge=1)] | None = None
+    trace_file: str | None = None
+    trace_format: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What was asked for, without what was left open."""
+        return {name: value for name, value in self if value is not None}
+
+
+class SearchSection(_Section):
+    """What is searched, and how long."""
+
+    strategies: Annotated[list[str], BeforeValidator(_words)] = Field(
+        default_factory=lambda: list(STRATEGIES)
+    )
+    objective: Objective = "capacity"
+    trials: Integer = Field(40, ge=1)
+    time: Annotated[float, BeforeValidator(parse_time)] = 180.0
+    seed: Integer = Field(0, ge=0)
+    confirm: Integer = Field(3, ge=1)
+
+
+class DeviceSection(_Section):
+    """How much of the device the KV cache may take."""
+
+    utilization: Number = Field(0.9, gt=0, le=1)
+    num_blocks: Annotated[Integer, Field(ge=1)] | None = None
+    block_size: Integer = Field(16, ge=1)
+    max_slots: Integer = Field(64, ge=1)
+
+
+class _Sections(_Section):
+    model: ModelSection = Field(default_factory=ModelSection)
+    workload: WorkloadSection = Field(default_factory=WorkloadSection)
+    slo: dict[str, Any] = Field(default_factory=dict)
+    search: SearchSection = Field(default_factory=SearchSection)
+    device: DeviceSection = Field(default_factory=DeviceSection)
+
+
+_SECTIONS: dict[str, type[_Section] | None] = {
+    "model": ModelSection,
+    "workload": WorkloadSection,
+    "slo": None,
+    "search": SearchSection,
+    "device": DeviceSection,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Everything that a command needs to know; ``name`` is the file's stem."""
+
+    name: str
+    model: ModelSection
+    workload: WorkloadSection
+    slo: Slo
+    search: SearchSection
+    device: DeviceSection
+
+
+def profile_names() -> list[str]:
+    """The ready-made profiles."""
+    return sorted(path.stem for path in _profiles_folder().glob("*.toml"))
+
+
+def load_profile(
+    path_or_name: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Profile:
+    """The profile after flag > environment > file > default.
+
+    Args:
+        path_or_name: A TOML file or the name of a ready-made profile; None for the defaults alone.
+        overrides: Flags by section and key; None values are flags that were not given. A workload
+            ``name`` or ``trace_file`` among them replaces the file's traffic but for its number of
+            requests and seed, and limits among them replace the file's limits.
+
+    Raises:
+        ProfileError: See there.
+    """
+    flags: Values = {
+        section: {key: value for key, value in keys.items() if value is not None}
+        for section, keys in (overrides or {}).items()
+    }
+    values, source, name = _read(path_or_name) if path_or_name is not None else ({}, "defaults", "defaults")
+    environment = _from_environment(os.environ if environ is None else environ)
+    if {"name", "trace_file"} & flags.get("workload", {}).keys():
+        kept = {"requests", "seed"}
+        values["workload"] = {k: v for k, v in values.get("workload", {}).items() if k in kept}
+    if flags.get("slo"):
+        values.pop("slo", None)
+        environment.pop("slo", None)
+    origin: dict[tuple[str, str], str] = {}
+    for layer, origin_of in ((environment, _variable), (flags, _flag)):
+        for section, keys in layer.items():
+            for key, value in keys.items():
+                values.setdefault(section, {})[key] = value
+                origin[section, key] = origin_of(section, key)
+    try:
+        sections = _Sections.model_validate(values)
+    except ValidationError as error:
+        raise _one_line(error, source, origin) from None
+    return Profile(
+        name=name,
+        model=sections.model,
+        workload=sections.workload,
+        slo=_slo(sections.slo, source, origin),
+        search=sections.search,
+        device=sections.device,
+    )
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """``; did you mean 'x'? (one of x, y)``"""
+    words = list(valid)
+    close = difflib.get_close_matches(str(word), words, n=1, cutoff=0.0)
+    return f"; did you mean {close[0]!r}? (one of {', '.join(words)})" if close else ""
+
+
+def _read(path_or_name: str | os.PathLike[str]) -> tuple[Values, str, str]:
+    path = Path(path_or_name)
+    if not path.is_file():
+        named = _profiles_folder() / f"{path_or_name}.toml"
+        if path.suffix == ".toml" or len(path.parts) > 1:
+            raise ProfileError(f"{path}: no such profile file")
+        if not named.is_file():
+            raise ProfileError(f"unknown profile {str(path)!r}{nearest(str(path), profile_names())}")
+        path = named
+    try:
+        values: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"{path}: could not be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ProfileError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from None
+    for section, keys in values.items():
+        if section in _SECTIONS and not isinstance(keys, dict):
+            raise ProfileError(f"{path}: {section} = {keys!r}: must be a section; write [{section}]")
+    return values, str(path), path.stem
+
+
+def _profiles_folder() -> Path:
+    installed = Path(__file__).parent / "profiles"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "profiles"
+
+
+def _from_environment(environ: Mapping[str, str]) -> Values:
+    values: Values = {}
+    for variable in sorted(environ):
+        prefix, _, rest = variable.partition("_")
+        section, _, key = rest.lower().partition("_")
+        if prefix == "TUNEBATCH" and section in _SECTIONS and key:
+            values.setdefault(section, {})[key] = environ[variable]
+    return values
+
+
+def _variable(section: str, key: str) -> str:
+    return f"environment TUNEBATCH_{section}_{key}".upper().replace("ENVIRONMENT", "environment")
+
+
+def _flag(section: str, key: str) -> str:
+    return "command line"
+
+
+def _slo(limits: Mapping[str, Any], source: str, origin: Mapping[tuple[str, str], str]) -> Slo:
+    read = []
+    for name, value in limits.items():
+        try:
+            read += list(parse_slo({name: str(value)}))
+        except SloError as error:
+            where = origin.get(("slo", name), source)
+            raise ProfileError(f"{where}: [slo] {name} = {value!r}: {error}") from None
+    return Slo(tuple(read))
+
+
+def _one_line(
+    error: ValidationError, source: str, origin: Mapping[tuple[str, str], str]
+) -> ProfileError:
+    first = error.errors(include_url=False)[0]
+    section, key = (*(str(part) for part in first["loc"]), "", "")[:2]
+    where = origin.get((section, key), source)
+    kind, value, context = first["type"], first["input"], first.get("ctx", {})
+    if kind == "extra_forbidden":
+        if not key:
+            return ProfileError(f"{where}: unknown section [{section}]{nearest(section, _SECTIONS)}")
+        model = _SECTIONS[section]
+        valid = model.model_fields if model is not None else ()
+        return ProfileError(f"{where}: [{section}] {key} = {value!r}: unknown key{nearest(key, valid)}")
+    said = f"{where}: [{section}] {key} = {value!r}"
+    model = _SECTIONS.get(section)
+    if kind == "literal_error" and model is not None:
+        return ProfileError(f"{said}: unknown value{nearest(value, get_args(model.model_fields[key].annotation))}")
+    for bound in ("ge", "le"):
+        if bound in context:
+            return ProfileError(f"{said}: impossible; the nearest valid value is {context[bound]}")
+    if kind == "value_error":
+        return ProfileError(f"{said}: {context['error']}")
+    return ProfileError(f"{said}: {first['msg'][:1].lower()}{first['msg'][1:]}")

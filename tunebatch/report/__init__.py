@@ -1,0 +1,1 @@
+"""What the user reads: sentences, tables, timelines. Reads results, decides nothing."""

@@ -1,0 +1,86 @@
+"""What every report is made of: one row per strategy, and how a number is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tunebatch.measure.limits import MetricName, Slo, StatisticName, parse_slo
+from tunebatch.measure.result import RunResult
+
+BASELINE = "static"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One strategy with its knobs, as measured.
+
+    Attributes:
+        rate_per_s: Requests a second: the capacity inside the SLO, or the throughput where no
+            capacity was searched; None when the SLO was missed at every rate.
+        tuned: The knobs were searched, not the defaults.
+    """
+
+    result: RunResult
+    rate_per_s: float | None
+    tuned: bool = False
+
+    @property
+    def strategy(self) -> str:
+        return self.result.strategy
+
+    @property
+    def knobs(self) -> str:
+        return knobs_text(self.result.knobs)
+
+
+def knobs_text(knobs: Mapping[str, object]) -> str:
+    """``max_batch_size 48, max_delay_s 0.05``"""
+    return ", ".join(f"{name} {_knob(value)}" for name, value in knobs.items())
+
+
+def _knob(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def ratio_to(row: Row, base: Row | None) -> float | None:
+    """How many times the base's rate; None where either has none."""
+    if base is None or not base.rate_per_s or row.rate_per_s is None:
+        return None
+    return row.rate_per_s / base.rate_per_s
+
+
+def baseline(rows: Iterable[Row]) -> Row | None:
+    """The row that the others are multiples of: the best one of static batching."""
+    of_baseline = [row for row in rows if row.strategy == BASELINE]
+    return max(of_baseline, key=lambda row: row.rate_per_s or 0.0) if of_baseline else None
+
+
+def shown_statistic(slo: Slo, metric: MetricName) -> StatisticName:
+    """The statistic that the SLO limits, so that the table shows what was judged; else p90."""
+    return next((limit.statistic for limit in slo if limit.metric == metric), "p90")
+
+
+def slo_of(rows: Iterable[Row]) -> Slo:
+    return next((parse_slo(row.result.slo) for row in rows if row.result.slo), Slo(()))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three digits, no exponent; a dash for what there is not."""
+    if value is None:
+        return "-"
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
+        return f"{value:#.{digits}g}".rstrip(".")
+    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.1e}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds >= 1.0:
+        return f"{number(seconds)} s"
+    return f"{number(seconds * 1e3)} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"

@@ -1,0 +1,59 @@
+"""One table: a line per strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from tunebatch.measure.limits import MetricName
+from tunebatch.report.rows import (
+    Row,
+    baseline,
+    duration,
+    number,
+    percent,
+    ratio_to,
+    shown_statistic,
+    slo_of,
+)
+
+
+def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", ordered: bool = True) -> Table:
+    """Strategy, knobs, rate and what it cost; the fastest first unless an order is given.
+
+    Args:
+        rate_name: ``capacity req/s`` where the rate is one.
+    """
+    slo, base = slo_of(rows), baseline(rows)
+    statistics = {metric: shown_statistic(slo, metric) for metric in _LATENCIES}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("knobs")
+    names = [f"{statistics[metric]} {metric.upper()}" for metric in _LATENCIES]
+    for name in (rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV"):
+        table.add_column(name, justify="right")
+    if ordered:
+        rows = sorted(rows, key=lambda row: -(row.rate_per_s or 0.0))
+    for index, row in enumerate(rows):
+        metrics = row.result.metrics
+        ratio = ratio_to(row, base)
+        latencies = [
+            duration(metrics.distribution(metric).statistic(statistics[metric]).value_s) for metric in _LATENCIES
+        ]
+        table.add_row(
+            row.strategy,
+            row.knobs or "-",
+            "misses the SLO" if row.rate_per_s is None else number(row.rate_per_s),
+            "-" if ratio is None else f"{ratio:.2f}x",
+            *latencies,
+            number(metrics.output_throughput),
+            number(metrics.mean_batch),
+            percent(metrics.bubble),
+            percent(metrics.mean_kv_use),
+            style="bold green" if ordered and index == 0 and row.rate_per_s else "",
+        )
+    return table
+
+
+_LATENCIES: tuple[MetricName, ...] = ("ttft", "tpot")
