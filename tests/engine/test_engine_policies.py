@@ -117,10 +117,7 @@ def test_sequential_never_runs_two(kit: SimpleNamespace) -> None:
     requests = [kit.request(i, 4, 3, 0.5 * i) for i in range(6)]
     run = kit.serve(Sequential(), requests)
     assert set(run.steps.slots_active) == set(run.steps.slots_held) == {1}
-    assert all(
-        later.first_scheduled_s == earlier.end_s
-        for earlier, later in pairwise(run.requests)
-    )
+    assert all(later.first_scheduled_s == earlier.end_s for earlier, later in pairwise(run.requests))
 
 
 def test_a_preempted_request_returns_first(kit: SimpleNamespace) -> None:
@@ -175,3 +172,19 @@ def test_two_runs_make_the_same_steps(kit: SimpleNamespace, name: str) -> None:
         for _ in range(2)
     ]
     assert runs[0] == runs[1]
+
+
+def test_a_place_that_a_cancellation_leaves_in_a_static_batch_stays_empty(kit: SimpleNamespace) -> None:
+    # Prompts of 4 with a budget of 4: one prefill a step. Request 2 hangs up while the first is prefilled.
+    requests = [kit.request(i, 4, 3) for i in range(2)]
+    requests += [kit.request(2, 4, 3, 0.0, cancel_at_s=0.5), kit.request(3, 4, 3, 0.5)]
+    run = kit.serve(Static(3, max_batched_tokens=4), requests)
+    first, second, _, late = run.requests
+    assert (first.first_scheduled_s, second.first_scheduled_s) == (0.0, 1.0)
+    assert late.first_scheduled_s is not None and late.first_scheduled_s >= second.end_s
+
+
+def test_static_does_not_wait_for_more_requests_than_there_are_slots(kit: SimpleNamespace) -> None:
+    requests = [kit.request(0, 4, 1, 0.0), kit.request(1, 4, 1, 0.0), kit.request(2, 4, 1, 50.0)]
+    run = kit.serve(Static(8), requests, kit.Executor(max_slots=2))
+    assert [record.first_scheduled_s for record in run.requests] == [0.0, 0.0, 50.0]

@@ -40,7 +40,6 @@ class Engine:
     Deterministic: the same requests, policy and step durations give the same steps.
 
     Args:
-        max_slots: Batch slots; by default all that the executor has.
         watcher: Told of first tokens and ends; asked after every step whether to go on.
 
     Raises (from `run`):

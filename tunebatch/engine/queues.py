@@ -52,6 +52,7 @@ class Queues:
         self.ended: list[Sequence] = []
         self._max_context = max_context
         self._watermark = int(num_blocks * ADMISSION_WATERMARK)
+        self.num_slots = num_slots
         self._free_slots = list(range(num_slots))
         self._holds_slots = holds_slots
         self._held: list[tuple[Sequence, float]] = []

@@ -24,9 +24,9 @@ class Dynamic(Static):
         super().__init__(max_batch_size, max_batched_tokens)
         self._max_delay_s = max_delay_s
 
-    def _batch_is_ready(self, now: float, queues: Queues) -> bool:
+    def _has_waited(self, now: float, queues: Queues) -> bool:
         wake_at = self._wake_at(queues)
-        return len(queues.waiting) >= self.max_batch_size or (wake_at is not None and now >= wake_at)
+        return wake_at is not None and now >= wake_at
 
     def _wake_at(self, queues: Queues) -> float | None:
         if not queues.waiting:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tunebatch.engine.plan import StepPlan
+from itertools import islice
+
+from tunebatch.engine.plan import Slice, StepPlan
 from tunebatch.engine.policies.base import run_to_completion
 from tunebatch.engine.queues import Queues
 from tunebatch.engine.sequence import Sequence
@@ -30,12 +32,11 @@ class Static:
         self.max_batch_size = max_batch_size
         self._token_budget = max_batched_tokens
         self._sort_by_length = sort_by_length
-        self._admitting = 0
+        self._members: list[int] = []
 
     def plan(self, now: float, queues: Queues) -> StepPlan | float | None:
-        if self._admitting:
-            slices = queues.admit(now, self._admitting, self._token_budget)
-            self._admitting = self._admitting - len(slices) if slices else 0
+        if self._members:
+            slices = self._admit_members(now, queues)
             if slices:
                 return StepPlan(slices)
         if (step := run_to_completion(now, queues)) is not None:
@@ -44,11 +45,30 @@ class Static:
             return self._wake_at(queues)
         if self._sort_by_length and not queues.arrivals_open:
             queues.sort_waiting(_length)
-        self._admitting = min(self.max_batch_size, len(queues.waiting))
+        self._members = list(islice(queues.waiting, self._full(queues)))
         return self.plan(now, queues)
 
+    def _admit_members(self, now: float, queues: Queues) -> list[Slice]:
+        # Members are named, not counted: a place that a cancellation leaves stays empty.
+        left = [member for member in self._members if member in queues.waiting]
+        slices = queues.admit(now, len(left), self._token_budget) if left else []
+        self._members = left[len(slices) :] if slices else []
+        return slices
+
+    def _full(self, queues: Queues) -> int:
+        return min(self.max_batch_size, queues.num_slots)
+
     def _batch_is_ready(self, now: float, queues: Queues) -> bool:
-        return len(queues.waiting) >= self.max_batch_size or not queues.arrivals_open
+        # A preempted request has a client in mid-stream; it does not wait for strangers to arrive.
+        oldest = next(iter(queues.waiting.values()))
+        return (
+            len(queues.waiting) >= self._full(queues)
+            or oldest.record.num_preemptions > 0
+            or self._has_waited(now, queues)
+        )
+
+    def _has_waited(self, now: float, queues: Queues) -> bool:
+        return not queues.arrivals_open
 
     def _wake_at(self, queues: Queues) -> float | None:
         return None
