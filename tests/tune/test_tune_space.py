@@ -1,0 +1,59 @@
+"""The flat space: every parameter in every trial, and only the effective ones count."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+
+import pytest
+
+from tunebatch.engine.strategies import STRATEGIES, StrategyError, strategy
+from tunebatch.tune.space import Space, config_hash, distance
+
+NAMES = ("sequential", "static", "dynamic", "continuous")
+
+
+def test_defaults_are_the_strategies_defaults_and_lie_inside() -> None:
+    space = Space(NAMES)
+    distributions = space.distributions()
+    for name, params in zip(NAMES, space.defaults(), strict=True):
+        assert space.to_strategy(params) == strategy(name)
+        assert params.keys() == distributions.keys()
+        for key, value in params.items():
+            assert distributions[key]._contains(distributions[key].to_internal_repr(value))
+
+
+def test_every_draw_is_a_valid_strategy_inside_its_ranges() -> None:
+    space, rng = Space(NAMES), random.Random(0)
+    for _ in range(300):
+        chosen = space.to_strategy(space.draw(rng))
+        knobs = dict(chosen.knobs)
+        for knob in STRATEGIES[chosen.name].knobs:
+            assert knob.low <= knobs[knob.name] <= knob.high
+
+
+def test_inactive_knobs_change_nothing() -> None:
+    space, rng = Space(NAMES), random.Random(1)
+    one, other = space.draw(rng), space.draw(rng)
+    one["strategy"] = other["strategy"] = "sequential"
+    assert one != other
+    assert config_hash(space.to_strategy(one)) == config_hash(space.to_strategy(other))
+
+
+def test_unknown_and_missing_strategies_are_refused() -> None:
+    with pytest.raises(StrategyError, match="continuous"):
+        Space(["continous"])
+    with pytest.raises(ValueError, match="at least one"):
+        Space([])
+
+
+def test_distance_is_in_octaves() -> None:
+    assert distance({"a": 8.0}, {"a": 32.0}) == pytest.approx(2.0)
+    assert distance({"a": 8.0}, {"a": 8.0}) == 0.0
+
+
+def test_importing_the_search_loads_neither_optuna_nor_torch() -> None:
+    code = "import sys, tunebatch.tune.study; print([m for m in ('optuna', 'torch') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "optuna" not in done.stdout and "torch" not in done.stdout

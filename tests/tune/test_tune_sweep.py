@@ -1,0 +1,229 @@
+"""A whole sweep on a paper device: what it finds, what it measures, and how it survives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import tune_fake
+from tune_fake import Device
+
+from tunebatch.engine.plan import OutOfDeviceMemoryError
+from tunebatch.engine.strategies import Strategy
+from tunebatch.tune.capacity import NotEnoughEvidenceError
+from tunebatch.tune.facts import SweepEvent, SweepOutcome
+from tunebatch.tune.journal import FILE, SweepMismatchError
+from tunebatch.tune.study import run_sweep
+
+NAMES = ("sequential", "static", "continuous")
+
+
+def sweep(device: Device, directory: Path, **options: Any) -> SweepOutcome:
+    return run_sweep(device, **{"strategies": NAMES, "directory": directory, "max_trials": 9, **options})
+
+
+def studies(directory: Path) -> dict[str, optuna.Study]:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(directory / FILE)))
+    names = optuna.get_all_study_names(storage)
+    return {name: optuna.load_study(study_name=name, storage=storage) for name in names if name != "memory"}
+
+
+def same_constraints_everywhere(directory: Path) -> set[str]:
+    sets = set()
+    for study in studies(directory).values():
+        for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+            sets.add(tuple(sorted(trial.constraints)))
+    assert len(sets) == 1
+    return set(sets.pop())
+
+
+def test_the_better_strategy_wins_and_beats_its_default(tmp_path: Path) -> None:
+    device, events, written = Device(), list[SweepEvent](), []
+    outcome = sweep(
+        device, tmp_path, max_trials=14, on_event=events.append, write_winner=written.append, confirm_top=3
+    )
+    winner = outcome.winner
+    assert winner is not None and winner.strategy == "continuous"
+    assert [trial.origin for trial in outcome.trials[:3]] == ["default"] * 3
+    assert [trial.number for trial in outcome.trials[:3]] == [0, 1, 2]
+    assert len(outcome.trials) == 14
+    assert outcome.best_default is not None and outcome.best_default.strategy == "continuous"
+    assert outcome.gain is not None and outcome.gain > 1.1
+    assert outcome.gain_interval is not None
+    assert outcome.gain_interval[0] <= outcome.gain <= outcome.gain_interval[1]
+    assert len(winner.confirmed) == 2
+    truth = tune_fake.true_capacity(winner.chosen)
+    assert all(truth / 1.05 <= value <= truth * 1.0001 for value in winner.confirmed)
+    assert outcome.binding == "p90_ttft"
+    assert {row.facts.strategy for row in outcome.best} == set(NAMES)
+    assert all(row.result is not None for row in outcome.best)
+    assert written and written[0].strategy == "continuous"
+    assert same_constraints_everywhere(tmp_path) == {"p90_ttft", "p90_tpot", "oom"}
+    assert {event.phase for event in events} == {"start", "search", "confirm"}
+    # Fresh seeds in the confirmation, one seed in the search.
+    assert {seed for _, _, seed in device.asked} == {0, 1, 2}
+
+
+def test_one_repeat_has_no_interval(tmp_path: Path) -> None:
+    outcome = sweep(Device(wobble=0.03), tmp_path, confirm_repeats=1)
+    assert outcome.gain is not None and outcome.gain_interval is None
+
+
+@pytest.mark.parametrize("stop_at", [5, 20, 37, 60])
+def test_an_interrupted_sweep_goes_on_and_measures_no_configuration_twice(
+    tmp_path: Path, stop_at: int
+) -> None:
+    device = Device()
+
+    def interrupt(_: Strategy) -> None:
+        if len(device.asked) == stop_at:
+            raise KeyboardInterrupt
+
+    device.before = interrupt
+    first = sweep(device, tmp_path, start_rate=5.0)
+    assert first.interrupted
+    finished = {trial.config for trial in first.trials}
+    labels = {trial.chosen.label for trial in first.trials}
+    again = Device()
+    second = sweep(again, tmp_path, start_rate=5.0)
+    assert not second.interrupted
+    assert not [asked for asked in again.asked if asked[0] in labels and asked[2] == 0]
+    assert finished <= {trial.config for trial in second.trials}
+    assert len(second.trials) == 9
+    numbers = [trial.number for trial in second.trials]
+    assert len(set(numbers)) == 9
+    assert numbers[: len(first.trials)] == [trial.number for trial in first.trials]
+    assert sum(trial.origin == "default" for trial in second.trials) == 3
+    running = [t for t in studies(tmp_path)["search"].trials if t.state == optuna.trial.TrialState.RUNNING]
+    assert not running
+
+
+def test_a_killed_sweep_puts_its_running_trial_back_in_the_queue(tmp_path: Path) -> None:
+    class KilledError(BaseException):
+        pass
+
+    device = Device()
+
+    def kill(_: Strategy) -> None:
+        if len(device.asked) == 9:
+            raise KilledError
+
+    device.before = kill
+    with pytest.raises(KilledError):
+        sweep(device, tmp_path, start_rate=5.0)
+    orphans = [t for t in studies(tmp_path)["search"].trials if t.state == optuna.trial.TrialState.RUNNING]
+    assert len(orphans) == 1
+    second = sweep(Device(), tmp_path, start_rate=5.0)
+    states = [trial.state for trial in studies(tmp_path)["search"].trials]
+    assert states[orphans[0].number] == optuna.trial.TrialState.FAIL
+    assert len(second.trials) == 9
+    assert sum(trial.origin == "default" for trial in second.trials) == 3
+
+
+def test_a_finished_sweep_costs_nothing_to_repeat(tmp_path: Path) -> None:
+    first = sweep(Device(wobble=0.02), tmp_path)
+    again = Device(wobble=0.02)
+    second = sweep(again, tmp_path)
+    assert again.asked == []
+    assert second.winner == first.winner and second.gain == first.gain
+    assert second.gain_interval == pytest.approx(first.gain_interval)
+    assert all(row.result is not None for row in second.best)
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    sweep(Device(), tmp_path, max_trials=3)
+    with pytest.raises(SweepMismatchError, match="seed = 0, not 1"):
+        sweep(Device(), tmp_path, seed=1)
+
+
+def test_out_of_memory_is_infeasible_and_not_fatal(tmp_path: Path) -> None:
+    def before(strategy: Strategy) -> None:
+        if dict(strategy.knobs).get("max_batch_size", 0) > 20:
+            raise OutOfDeviceMemoryError("step of 33 sequences")
+
+    outcome = sweep(Device(before=before), tmp_path, strategies=("static", "continuous"), max_trials=12)
+    oom = [trial for trial in outcome.trials if trial.oom]
+    assert len(oom) >= 2 and all(trial.capacity == 0.0 for trial in oom)
+    assert outcome.winner is not None and not outcome.winner.oom
+    assert same_constraints_everywhere(tmp_path) == {"p90_ttft", "p90_tpot", "oom"}
+    told = {t.number: t for t in studies(tmp_path)["search"].trials}
+    for trial in oom:
+        assert told[trial.number].state == optuna.trial.TrialState.COMPLETE
+        assert told[trial.number].constraints["oom"] == 1.0
+
+
+def test_the_random_baseline_has_the_same_budget(tmp_path: Path) -> None:
+    device = Device()
+    outcome = sweep(device, tmp_path, baseline_random=True)
+    counts = Counter(trial.origin for trial in outcome.trials)
+    assert counts["random"] == counts["default"] + counts["search"] == 9
+    assert outcome.best_random is not None and outcome.best_random.origin == "random"
+    assert outcome.winner is not None and outcome.winner.origin != "random"
+    assert same_constraints_everywhere(tmp_path) == {"p90_ttft", "p90_tpot", "oom"}
+    # A configuration that both studies have was measured once.
+    runs = Counter(asked for asked in device.asked if asked[2] == 0)
+    assert max(runs.values()) == 1
+
+
+def test_a_hopeless_slo_has_no_winner_but_a_reason(tmp_path: Path) -> None:
+    outcome = sweep(Device(slo=("p90_ttft<=50ms",)), tmp_path, max_trials=4)
+    assert outcome.winner is None and outcome.gain is None and outcome.best_default is None
+    assert outcome.binding == "p90_ttft"
+    assert same_constraints_everywhere(tmp_path) == {"p90_ttft", "oom"}
+    assert all(trial.margins["p90_ttft"] > 0.0 for trial in outcome.trials)
+
+
+def test_a_workload_without_a_rate_is_judged_by_throughput(tmp_path: Path) -> None:
+    device = Device(slo=())
+    outcome = sweep(device, tmp_path, objective="throughput")
+    assert outcome.winner is not None and outcome.winner.strategy == "continuous"
+    assert {rate for _, rate, _ in device.asked} == {None}
+    assert outcome.winner.capacity > 3 * 10
+
+
+def test_a_space_with_one_configuration_ends(tmp_path: Path) -> None:
+    outcome = sweep(Device(), tmp_path, strategies=("sequential",), max_trials=5, start_rate=1.0)
+    assert len(outcome.trials) == 1
+    assert outcome.gain == 1.0 and outcome.gain_interval is None
+
+
+def test_too_few_requests_end_the_sweep(tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughEvidenceError, match="requests"):
+        sweep(Device(num_requests=20), tmp_path)
+
+
+def test_a_broken_trial_fails_alone_and_three_in_a_row_end_it(tmp_path: Path) -> None:
+    def once(strategy: Strategy) -> None:
+        if strategy.name == "static":
+            raise RuntimeError("device lost")
+
+    errors: list[str | None] = []
+    outcome = sweep(
+        Device(before=once),
+        tmp_path / "a",
+        strategies=("static", "continuous"),
+        max_trials=2,
+        start_rate=5.0,
+        on_event=lambda event: errors.append(event.error),
+    )
+    assert "RuntimeError: device lost" in errors
+    assert outcome.winner is not None and outcome.winner.strategy == "continuous"
+
+    def always(strategy: Strategy) -> None:
+        raise RuntimeError("device lost")
+
+    with pytest.raises(RuntimeError, match="device lost"):
+        sweep(Device(before=always), tmp_path / "b", start_rate=5.0)
+
+
+def test_time_is_a_budget_and_none_is_an_error(tmp_path: Path) -> None:
+    outcome = sweep(Device(), tmp_path, max_trials=None, max_time_s=1.5, start_rate=5.0)
+    assert outcome.trials and outcome.elapsed_s < 15.0
+    with pytest.raises(ValueError, match="budget"):
+        sweep(Device(), tmp_path, max_trials=None)

@@ -1,0 +1,99 @@
+"""Re-measures the best configurations, interleaved, on fresh seeds.
+
+The best of many noisy measurements is partly luck, and sits on the edge of the SLO: it breaks the SLO in
+2 to 10 % of searches when nobody looks again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from tunebatch.measure.result import RunResult
+from tunebatch.tune.facts import TrialFacts
+
+__all__ = ["Confirmation", "candidates", "gain_over", "mean_capacity"]
+
+_CONFIDENCE = 0.90
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Confirmation:
+    """One configuration on one fresh seed.
+
+    Attributes:
+        value: Its capacity there; 0 when it misses the SLO.
+        resolution: ``log(failing rate / passing rate)`` of the search for it.
+        result: The run at the capacity; None when there is none, or an earlier session measured it.
+    """
+
+    value: float
+    resolution: float
+    binding: str | None = None
+    result: RunResult | None = None
+
+
+def candidates(facts: Sequence[TrialFacts], top: int) -> list[TrialFacts]:
+    """What to confirm: the best, the best of the second strategy, the next best, and the best default.
+
+    Args:
+        facts: Trials of the search, in any order; those without a capacity are passed over.
+        top: How many, at least 1; the best default comes on top when it is not among them.
+    """
+    ranked = sorted((trial for trial in facts if trial.capacity > 0.0), key=lambda trial: -trial.capacity)
+    if not ranked:
+        return []
+    other = next((trial for trial in ranked if trial.strategy != ranked[0].strategy), None)
+    chosen = [ranked[0], *([other] if other is not None else [])][: max(top, 1)]
+    default = next((trial for trial in ranked if trial.origin == "default"), None)
+    for trial in ranked:
+        if len(chosen) >= top:
+            break
+        if trial not in chosen:
+            chosen.append(trial)
+    if default is not None and default not in chosen:
+        chosen.append(default)
+    return sorted(chosen, key=lambda trial: -trial.capacity)
+
+
+def mean_capacity(trial: TrialFacts) -> float:
+    """The confirmed capacity, the geometric mean over seeds and 0 if any has none; else the search's."""
+    if not trial.confirmed:
+        return trial.capacity
+    if min(trial.confirmed) <= 0.0:
+        return 0.0
+    return math.exp(sum(math.log(value) for value in trial.confirmed) / len(trial.confirmed))
+
+
+def gain_over(
+    winner: TrialFacts, base: TrialFacts, resolution: float
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Winner over base as a ratio, with its 90 % interval.
+
+    Student's t on the logarithms of the ratios, paired by seed; never narrower than what the search for a
+    capacity resolves.
+
+    Args:
+        resolution: ``log(failing rate / passing rate)`` of the coarsest search involved.
+
+    Returns:
+        The ratio, None without a capacity to compare with; the interval, None with fewer than two pairs.
+    """
+    if winner.config == base.config:
+        return 1.0, None
+    top, bottom = mean_capacity(winner), mean_capacity(base)
+    if top <= 0.0 or bottom <= 0.0:
+        return None, None
+    pairs = list(zip(winner.confirmed, base.confirmed, strict=False))
+    if len(pairs) < 2:
+        return top / bottom, None
+    from scipy import stats
+
+    logs = [math.log(one / other) for one, other in pairs]
+    n = len(logs)
+    mean = sum(logs) / n
+    spread = math.sqrt(sum((value - mean) ** 2 for value in logs) / (n - 1))
+    half = float(stats.t.ppf(0.5 + _CONFIDENCE / 2.0, n - 1)) * spread / math.sqrt(n)
+    half = max(half, resolution)
+    return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))

@@ -1,0 +1,128 @@
+"""One flat search space over all chosen strategies.
+
+Every trial has every parameter; those that its strategy does not have are ignored. Gaussian processes and
+multivariate samplers need that, and sizes on a log scale let them learn more from few trials.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunebatch.engine.knobs import Knob
+from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+__all__ = ["Space", "config_hash", "distance"]
+
+Params = dict[str, Any]
+
+_PREFIX = "log2_"
+_DIGITS = 3  # significant digits of a knob that is no whole number
+
+
+class Space:
+    """The parameters of a search: ``strategy``, and ``log2_<knob>`` for each knob of any strategy.
+
+    Strategies that have a knob of the same name share its parameter, which covers both ranges.
+
+    Raises:
+        StrategyError: An unknown strategy.
+        ValueError: No strategy at all.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        if not self.names:
+            raise ValueError("a search needs at least one strategy")
+        self._knobs = {name: _knobs_of(name) for name in self.names}
+        self._ranges: dict[str, tuple[float, float]] = {}
+        for knobs in self._knobs.values():
+            for knob in knobs:
+                low, high = _encode(knob, knob.low), _encode(knob, knob.high)
+                old = self._ranges.get(knob.name, (low, high))
+                self._ranges[knob.name] = (min(low, old[0]), max(high, old[1]))
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The space in Optuna's words."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        found: dict[str, BaseDistribution] = {"strategy": CategoricalDistribution(self.names)}
+        for name, (low, high) in self._ranges.items():
+            found[_PREFIX + name] = FloatDistribution(low, high)
+        return found
+
+    def to_strategy(self, params: Mapping[str, Any]) -> Strategy:
+        """The strategy that parameters stand for: whole numbers rounded, knobs within their own range.
+
+        Raises:
+            StrategyError: The parameters are not of this space.
+        """
+        name = str(params["strategy"])
+        knobs = {
+            knob.name: _decode(knob, float(params[_PREFIX + knob.name])) for knob in self._knobs.get(name, ())
+        }
+        return strategy(name, knobs)
+
+    def defaults(self) -> list[Params]:
+        """Each strategy with the defaults of its knobs; knobs that it lacks stand in the middle."""
+        found = []
+        for name in self.names:
+            params: Params = {"strategy": name}
+            own = {knob.name: knob for knob in self._knobs[name]}
+            for knob, (low, high) in self._ranges.items():
+                value = _encode(own[knob], own[knob].default) if knob in own else (low + high) / 2.0
+                params[_PREFIX + knob] = min(max(value, low), high)
+            found.append(params)
+        return found
+
+    def draw(self, rng: random.Random) -> Params:
+        """Parameters at random, uniform on the log scale."""
+        params: Params = {"strategy": rng.choice(self.names)}
+        for knob, (low, high) in self._ranges.items():
+            params[_PREFIX + knob] = rng.uniform(low, high)
+        return params
+
+
+def config_hash(chosen: Strategy) -> str:
+    """The same for parameters that give the same strategy and knobs, however they were drawn."""
+    text = json.dumps([chosen.name, sorted(chosen.knobs)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def distance(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """How far apart the knobs of one strategy are, in octaves; a knob that only one has counts 1."""
+    total = 0.0
+    for name in one.keys() | other.keys():
+        if name not in one or name not in other:
+            total += 1.0
+            continue
+        total += math.log2((one[name] + 1e-9) / (other[name] + 1e-9)) ** 2
+    return math.sqrt(total)
+
+
+def _knobs_of(name: str) -> tuple[Knob, ...]:
+    strategy(name)  # says what is wrong with an unknown name
+    return STRATEGIES[name].knobs
+
+
+def _shift(knob: Knob) -> float:
+    """A knob whose range includes 0 (off) is counted from 1 on the log scale."""
+    return 1.0 if knob.low <= 0.0 else 0.0
+
+
+def _encode(knob: Knob, value: float) -> float:
+    return math.log2(value + _shift(knob))
+
+
+def _decode(knob: Knob, log2: float) -> float | int:
+    value: float = min(max(math.exp2(log2) - _shift(knob), knob.low), knob.high)
+    if knob.integer:
+        return round(value)
+    return min(max(float(f"{value:.{_DIGITS}g}"), knob.low), knob.high)
