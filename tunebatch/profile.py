@@ -272,9 +272,7 @@ def _slo(limits: Mapping[str, Any], source: str, origin: Mapping[tuple[str, str]
     return Slo(tuple(read))
 
 
-def _one_line(
-    error: ValidationError, source: str, origin: Mapping[tuple[str, str], str]
-) -> ProfileError:
+def _one_line(error: ValidationError, source: str, origin: Mapping[tuple[str, str], str]) -> ProfileError:
     first = error.errors(include_url=False)[0]
     section, key = (*(str(part) for part in first["loc"]), "", "")[:2]
     where = origin.get((section, key), source)
@@ -288,7 +286,9 @@ def _one_line(
     said = f"{where}: [{section}] {key} = {value!r}"
     model = _SECTIONS.get(section)
     if kind == "literal_error" and model is not None:
-        return ProfileError(f"{said}: unknown value{nearest(value, get_args(model.model_fields[key].annotation))}")
+        return ProfileError(
+            f"{said}: unknown value{nearest(value, get_args(model.model_fields[key].annotation))}"
+        )
     for bound in ("ge", "le"):
         if bound in context:
             return ProfileError(f"{said}: impossible; the nearest valid value is {context[bound]}")

@@ -26,7 +26,11 @@ class Gain:
 
 
 def winner_line(
-    winner: Row | None, rows: list[Row], gain: Gain | None = None, inside_slo: bool = True
+    winner: Row | None,
+    rows: list[Row],
+    gain: Gain | None = None,
+    inside_slo: bool = True,
+    unit: str = "req/s",
 ) -> str:
     """``continuous, max_batch_size 48: 14.2 req/s inside the SLO, 3.1x static, 1.2x the best default [1.1, 1.3]``
 
@@ -37,7 +41,7 @@ def winner_line(
     if winner is None or winner.rate_per_s is None:
         return "no configuration keeps the SLO at any rate that was tried"
     named = ", ".join(filter(None, [winner.strategy, winner.knobs]))
-    parts = [f"{number(winner.rate_per_s)} req/s" + (" inside the SLO" if inside_slo else "")]
+    parts = [f"{number(winner.rate_per_s)} {unit}" + (" inside the SLO" if inside_slo else "")]
     base = baseline(rows)
     ratio = ratio_to(winner, base)
     if ratio is not None and base is not winner and winner.strategy != "static":
@@ -54,3 +58,12 @@ def _interval(gain: Gain) -> str:
     if gain.low is None or gain.high is None:
         return ""
     return f" [{number(gain.low)}, {number(gain.high)}]"
+
+
+def fastest_line(rows: list[Row], rate_name: str) -> str:
+    """Who was ahead on equal traffic; no claim about an SLO."""
+    best = max(rows, key=lambda row: row.rate_per_s or 0.0)
+    named = ", ".join(filter(None, [best.strategy, best.knobs]))
+    ratio = ratio_to(best, baseline(rows))
+    multiple = f", {ratio:.1f}x static" if ratio is not None and best.strategy != "static" else ""
+    return f"{named}: {number(best.rate_per_s)} {rate_name}{multiple}"

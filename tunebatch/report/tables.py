@@ -39,7 +39,8 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", ordered: bool 
         metrics = row.result.metrics
         ratio = ratio_to(row, base)
         latencies = [
-            duration(metrics.distribution(metric).statistic(statistics[metric]).value_s) for metric in _LATENCIES
+            duration(metrics.distribution(metric).statistic(statistics[metric]).value_s)
+            for metric in _LATENCIES
         ]
         table.add_row(
             row.strategy,

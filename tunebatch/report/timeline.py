@@ -53,9 +53,7 @@ def _window(stays: Sequence[Stay]) -> tuple[float, float]:
     return start, start + length
 
 
-def _row(
-    text: Text, stays: Sequence[Stay], start: float, end: float, width: int, glyphs: str
-) -> None:
+def _row(text: Text, stays: Sequence[Stay], start: float, end: float, width: int, glyphs: str) -> None:
     """Each cell shows what its middle falls into."""
     ordered = sorted(stays, key=lambda stay: stay[2])
     cell = (end - start) / width

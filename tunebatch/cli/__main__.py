@@ -1,0 +1,5 @@
+"""``python -m tunebatch.cli``"""
+
+from tunebatch.cli.main import main
+
+main()

@@ -1,0 +1,168 @@
+"""``tunebatch compare``: strategies measured side by side, or saved results side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunebatch.cli import options
+from tunebatch.cli.errors import NOT_COMPARABLE, CliError
+
+if TYPE_CHECKING:
+    from tunebatch.measure.result import RunResult
+    from tunebatch.report.rows import Row
+
+SCHEMA = "tunebatch.compare.v1"
+
+
+def compare(
+    results: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Saved results; without, strategies are measured.", show_default=False),
+    ] = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", help="With its default knobs; repeat, or 'all'.", show_default=False),
+    ] = None,
+    profile: options.ProfileName = "quickstart",
+    model: options.Model = None,
+    device: options.Device = None,
+    workload: options.WorkloadName = None,
+    trace_file: options.TraceFile = None,
+    slo: options.SloTexts = None,
+    rate: options.Rate = None,
+    requests: options.Requests = None,
+    seed: options.Seed = None,
+    out: options.Out = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> int:
+    """Measure strategies side by side, with default knobs; or show saved results side by side."""
+    if results:
+        given = {
+            "--strategy": strategy,
+            "--model": model,
+            "--device": device,
+            "--workload": workload,
+            "--trace-file": trace_file,
+            "--slo": slo,
+            "--rate": rate,
+            "--requests": requests,
+            "--seed": seed,
+            "--out": out,
+        }
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong:
+            raise CliError(
+                f"{wrong[0]} measures anew and cannot be mixed with saved results; leave out one of them"
+            )
+        _saved(results, json, quiet)
+        return 0
+    from tunebatch.profile import load_profile
+
+    options.check_rate(rate)
+    asked = load_profile(
+        profile,
+        options.overrides(
+            model=model,
+            device=device,
+            workload=workload,
+            trace_file=trace_file,
+            slo=slo,
+            requests=requests,
+            seed=seed,
+            search={"strategies": strategy or None},
+        ),
+    )
+    _measured(asked, rate, out, json, quiet)
+    return 0
+
+
+def _measured(asked: Any, rate: float | None, out: Path | None, json: bool, quiet: bool) -> None:
+    from tunebatch.cli import output
+    from tunebatch.cli.session import Session
+    from tunebatch.engine.strategies import strategy as make_strategy
+    from tunebatch.measure.result import write_result
+    from tunebatch.report.progress import Progress
+
+    chosen = [make_strategy(name) for name in asked.search.strategies]
+    folder = output.results_folder("compare", out)
+    measured: list[RunResult] = []
+    with Progress(output.stderr(), quiet or json) as progress:
+        progress.status("loading the model")
+        session = Session.open(asked)
+        progress.note(session.describe())
+        progress.note(session.check_tokens(chosen))
+        for index, one in enumerate(chosen, 1):
+            progress.status(f"measuring {index} of {len(chosen)}: {one.label}")
+            measured.append(session.measure(one, rate))
+            write_result(measured[-1], folder / one.name)
+    _show(measured, json, quiet)
+    if not (quiet or json):
+        console = output.stderr()
+        console.print(f"written: {folder}", soft_wrap=True)
+        console.print(
+            "next: tunebatch sweep, which finds each strategy's capacity inside the SLO and its best knobs",
+            soft_wrap=True,
+        )
+
+
+def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
+    from tunebatch.measure.result import read_result
+
+    if len(paths) < 2:
+        raise CliError(f"only {paths[0]} to compare; give at least two saved results")
+    found = [read_result(path) for path in paths]
+    for path, result in zip(paths[1:], found[1:], strict=True):
+        for what, value in _identity(found[0]).items():
+            other = _identity(result)[what]
+            if other != value:
+                raise CliError(
+                    f"{path} is not comparable with {paths[0]}: {what} {other!r}, not {value!r}",
+                    NOT_COMPARABLE,
+                )
+    _show(found, json, quiet)
+
+
+def _identity(result: RunResult) -> dict[str, Any]:
+    """What must be the same, or a difference is not the strategy's."""
+    return {
+        "workload": result.workload.get("fingerprint"),
+        "model": result.model.get("name"),
+        "dtype": result.model.get("dtype"),
+        "processor": result.environment.get("cpu"),
+        "GPU": result.environment.get("gpu"),
+        "SLO": result.slo,
+    }
+
+
+def _show(results: list[RunResult], json: bool, quiet: bool) -> None:
+    from tunebatch.cli import output
+    from tunebatch.measure.result import to_json_dict
+    from tunebatch.report.screen import print_rows
+    from tunebatch.report.sentence import fastest_line
+
+    if json:
+        output.print_json({"schema": SCHEMA, "results": [to_json_dict(result) for result in results]})
+        return
+    rate_name, rows = _rows(results)
+    print_rows(
+        output.stdout(),
+        rows,
+        headline=fastest_line(rows, rate_name),
+        rate_name=rate_name,
+        ascii_only=output.ascii_only(),
+        quiet=quiet,
+    )
+
+
+def _rows(results: list[RunResult]) -> tuple[str, list[Row]]:
+    """At an offered rate throughput only repeats the rate, so goodput is what differs."""
+    from tunebatch.report.rows import Row
+
+    at_rate = all(result.workload.get("rate_per_s") for result in results)
+    if at_rate and all(result.metrics.request_goodput is not None for result in results):
+        return "goodput req/s", [Row(result, result.metrics.request_goodput) for result in results]
+    return "req/s", [Row(result, result.metrics.request_throughput) for result in results]

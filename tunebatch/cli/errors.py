@@ -1,0 +1,49 @@
+"""From an exception to one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+
+OK, INTERNAL, USAGE, NOT_COMPARABLE, INFEASIBLE, INTERRUPTED = 0, 1, 2, 5, 6, 130
+
+
+class CliError(Exception):
+    """What the user has to know, in one line."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def report_error(error: Exception) -> int:
+    """Says it in one line on stderr; a traceback only under ``TUNEBATCH_DEBUG``. Returns the exit code."""
+    if os.environ.get("TUNEBATCH_DEBUG"):
+        traceback.print_exception(error)
+    message, code = _one_line(error)
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _one_line(error: Exception) -> tuple[str, int]:
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    if isinstance(error, CliError):
+        return text, error.code
+    if hasattr(error, "format_message"):  # typer's usage errors
+        return " ".join(str(error.format_message()).split()), USAGE
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        place = f" at {error.filename}" if error.filename else ""
+        return (
+            f"the disk is full{place}; what was written before is intact: free some space, repeat",
+            INTERNAL,
+        )
+    if type(error).__module__.startswith("tunebatch."):
+        return text, USAGE if isinstance(error, ValueError) else INTERNAL
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{(error.strerror or text).lower()}", INTERNAL
+    hint = "" if os.environ.get("TUNEBATCH_DEBUG") else " (TUNEBATCH_DEBUG=1 shows where)"
+    return f"internal error: {name}: {text}{hint}", INTERNAL

@@ -1,0 +1,66 @@
+"""``tunebatch``: the commands, and what becomes of their errors. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+import tunebatch
+from tunebatch.cli import compare, doctor, run, sweep
+from tunebatch.cli.errors import INTERRUPTED, OK, report_error
+
+app = typer.Typer(
+    name="tunebatch",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Which batching strategy serves the most requests on this machine inside your latency SLO, and why."""
+    if version:
+        typer.echo(f"tunebatch {tunebatch.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command("sweep")(sweep.sweep)
+app.command("compare")(compare.compare)
+app.command("run")(run.run)
+app.command("doctor")(doctor.doctor)
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs one command; returns its exit code and raises nothing."""
+    try:
+        code = app(list(arguments), standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has closed; the interpreter must not fail on it again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except typer.Abort:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return report_error(error)
+    return code if isinstance(code, int) else OK
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run_command(sys.argv[1:]))

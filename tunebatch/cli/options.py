@@ -1,0 +1,96 @@
+"""Options that several commands have, and what their texts mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunebatch.cli.errors import CliError
+
+ProfileName = Annotated[
+    str, typer.Option("--profile", "-p", help="A TOML file, or a ready-made profile's name.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="'bundled', a local folder, or a hub id.", show_default=False),
+]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.", show_default=False)]
+WorkloadName = Annotated[
+    str | None, typer.Option("--workload", "-w", help="A named workload.", show_default=False)
+]
+TraceFile = Annotated[
+    str | None, typer.Option("--trace-file", help="A request trace to replay.", show_default=False)
+]
+SloTexts = Annotated[
+    list[str] | None,
+    typer.Option("--slo", help="A limit such as 'p90_ttft<=500ms'; repeat for more.", show_default=False),
+]
+Requests = Annotated[
+    int | None, typer.Option("--requests", "-n", help="How many requests a run serves.", show_default=False)
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Of arrivals and lengths.", show_default=False)]
+Rate = Annotated[
+    float | None,
+    typer.Option("--rate", "-r", help="Requests per second; without, all at once.", show_default=False),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder for the results [results/<name>].", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the answer only.")]
+
+
+def overrides(
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    workload: str | None = None,
+    trace_file: str | None = None,
+    slo: list[str] | None = None,
+    requests: int | None = None,
+    seed: int | None = None,
+    search: dict[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The flags by section and key, as ``load_profile`` takes them."""
+    return {
+        "model": {"name": model, "device": device},
+        "workload": {"name": workload, "trace_file": trace_file, "requests": requests, "seed": seed},
+        "slo": slo_table(slo or []),
+        "search": {"seed": seed, **(search or {})},
+    }
+
+
+def slo_table(texts: list[str]) -> dict[str, str]:
+    """``["p90_ttft<=500ms"]`` as ``{"p90_ttft": "500ms"}``.
+
+    Raises:
+        SloError: See ``parse_slo``.
+    """
+    from tunebatch.measure.limits import parse_slo
+
+    parse_slo(texts)
+    parts = [text.partition("<=") for text in texts]
+    return {name.strip().lower(): value.strip() for name, _, value in parts}
+
+
+def knob_values(texts: list[str]) -> dict[str, float]:
+    """``["max_batch_size=32"]`` as numbers; whether they are possible is the strategy's to say."""
+    values: dict[str, float] = {}
+    for text in texts:
+        name, found, value = text.partition("=")
+        if not found:
+            raise CliError(f"--set {text!r} has no '='; write it like --set max_batch_size=32")
+        try:
+            values[name.strip()] = float(value)
+        except ValueError:
+            raise CliError(f"--set {name.strip()}: {value.strip()!r} is not a number") from None
+    return values
+
+
+def check_rate(rate: float | None) -> None:
+    """Refuses a rate that is none."""
+    if rate is not None and not 0.0 < rate < float("inf"):
+        raise CliError(f"--rate {rate:g}: must be above 0 requests per second; leave it out for all at once")

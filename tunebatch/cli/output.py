@@ -1,0 +1,68 @@
+"""Where things go: results to stdout and to a folder, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PLAIN_WIDTH = 150  # of a table in a file or a pipe, where nothing wraps
+
+
+def stdout() -> Console:
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    return _console(sys.stderr)
+
+
+def _console(file: Any) -> Console:
+    from rich.console import Console
+
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
+    return console
+
+
+def ascii_only() -> bool:
+    """The terminal cannot show block characters."""
+    try:
+        "█·".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeError, LookupError):
+        return True
+    return False
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, allow_nan=False))
+
+
+def results_folder(command: str, out: Path | None) -> Path:
+    """``--out``, or a new folder under ``results/`` of the working directory."""
+    if out is not None:
+        return out
+    name = f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, again = Path("results") / name, 2
+    while folder.exists():
+        folder, again = Path("results") / f"{name}-{again}", again + 1
+    return folder
+
+
+def write_json(path: Path, data: Any) -> None:
+    """All or nothing, as result files."""
+    from tunebatch.measure.atomic import write_all
+
+    text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+    def write(file: Any) -> None:
+        file.write(text)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_all(path.parent, {path.name: write})

@@ -1,0 +1,172 @@
+"""What the measuring commands share: from a profile to an executor, a workload and a way to measure."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tunebatch.cli.errors import CliError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tunebatch.engine.clock import Clock
+    from tunebatch.engine.strategies import Strategy
+    from tunebatch.measure.result import RunResult
+    from tunebatch.profile import Profile
+    from tunebatch.workload.spec import Workload, WorkloadSpec
+
+
+def workload_spec(profile: Profile) -> WorkloadSpec:
+    """The traffic that the profile describes: a named workload, changed by what else is given.
+
+    Raises:
+        CliError: An unknown name or an impossible value.
+    """
+    from tunebatch.profile import nearest
+    from tunebatch.workload.named import NAMED
+    from tunebatch.workload.spec import WorkloadSpec
+
+    given = profile.workload.given()
+    name = given.pop("name", None)
+    if name is not None and name not in NAMED:
+        raise CliError(f"unknown workload {name!r}{nearest(name, NAMED)}")
+    for key in ("prompt_tokens", "output_tokens"):
+        if key in given:
+            given[key] = str(given[key])
+    try:
+        if name is None:
+            return WorkloadSpec(**given)
+        return dataclasses.replace(NAMED[name], **given)
+    except (TypeError, ValueError) as error:
+        raise CliError(f"[workload] {error}") from None
+
+
+def check_samples(profile: Profile, spec: WorkloadSpec) -> None:
+    """Refuses before anything is loaded what could never be judged.
+
+    Raises:
+        CliError: A percentile needs more requests than there are.
+    """
+    from tunebatch.report.why import samples_problem
+
+    problem = samples_problem(needed_samples(profile), spec.requests)
+    if problem is not None:
+        raise CliError(problem)
+
+
+def needed_samples(profile: Profile) -> list[tuple[str, int]]:
+    """Requests that each limit's statistic needs; gaps between tokens are many per request."""
+    from tunebatch.measure.limits import QUANTILES
+    from tunebatch.measure.percentiles import samples_needed
+
+    return [
+        (limit.name, samples_needed(QUANTILES[limit.statistic]))
+        for limit in profile.slo
+        if limit.statistic in QUANTILES and limit.metric != "itl"
+    ]
+
+
+@dataclass
+class Session:
+    """A loaded model and its traffic."""
+
+    profile: Profile
+    spec: WorkloadSpec
+    executor: Any
+    clock: str = "replay"
+    _workloads: dict[int | None, Workload] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, profile: Profile, clock: str = "replay") -> Session:
+        """Loads the model.
+
+        Raises:
+            ModelError: See ``load_executor``.
+        """
+        if clock not in ("replay", "wall"):
+            raise CliError(f"unknown clock {clock!r}; one of replay, wall")
+        spec = workload_spec(profile)
+        from tunebatch.execute.torch.load import load_executor
+
+        model, device = profile.model, profile.device
+        executor = load_executor(
+            model.name,
+            device=model.device,
+            dtype=model.dtype,
+            backend=model.backend,
+            block_size=device.block_size,
+            num_blocks=device.num_blocks,
+            max_slots=device.max_slots,
+            utilization=device.utilization,
+        )
+        return cls(profile, spec, executor, clock)
+
+    def workload(self, seed: int | None = None) -> Workload:
+        """The traffic of one seed; drawn once.
+
+        Raises:
+            CliError: A broken trace, or lengths that the model cannot hold.
+        """
+        if seed not in self._workloads:
+            from tunebatch.workload.spec import build
+
+            try:
+                built = build(self.spec, self._prompts(), self.executor.max_context, seed=seed)
+            except ValueError as error:
+                raise CliError(str(error)) from None
+            self._workloads[seed] = built
+        return self._workloads[seed]
+
+    def measure(
+        self, chosen: Strategy, rate: float | None, seed: int | None = None, stop_early: bool = False
+    ) -> RunResult:
+        """Serves the workload once; without a rate all requests arrive at once."""
+        from tunebatch.bench import measure
+
+        workload = self.workload(seed)
+        return measure(
+            workload.saturated() if rate is None else workload.at_rate(rate),
+            chosen,
+            self.executor,
+            slo=self.profile.slo if len(self.profile.slo) else None,
+            clock=self._new_clock(),
+            stop_early=stop_early,
+            model=self.executor.model_info,
+        )
+
+    def check_tokens(self, strategies: Sequence[Strategy]) -> str:
+        """Serves a few requests under every strategy; returns what was compared, in one line.
+
+        Raises:
+            TokenMismatchError: The strategies disagree.
+        """
+        from tunebatch.execute.torch.same_tokens import check_same_tokens
+
+        same = check_same_tokens(self.executor, list(strategies))
+        return (
+            f"same tokens: {same.num_requests} requests, {same.num_tokens} tokens, equal to generate under "
+            f"{', '.join(same.strategies)}"
+        )
+
+    def describe(self) -> str:
+        facts = self.executor.model_info
+        shown = [
+            str(facts[key]) for key in ("name", "dtype", "device", "attention_backend") if facts.get(key)
+        ]
+        return f"model: {', '.join(shown)}; workload: {self.workload().description}"
+
+    def _prompts(self) -> Any:
+        from tunebatch.workload.prompts import CorpusPrompts, RandomPrompts
+
+        if self.profile.model.name == "bundled":
+            from tunebatch.models import bundled_corpus
+
+            return CorpusPrompts(bundled_corpus())
+        return RandomPrompts(self.executor.vocab_size)
+
+    def _new_clock(self) -> Clock:
+        from tunebatch.engine.clock import ReplayClock, WallClock
+
+        return WallClock() if self.clock == "wall" else ReplayClock()

@@ -1,0 +1,166 @@
+"""What a sweep says while it runs and at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from tunebatch.measure.result import to_json_dict
+from tunebatch.report.rows import Row, duration, knobs_text, number
+from tunebatch.report.screen import print_rows
+from tunebatch.report.sentence import Gain, winner_line
+from tunebatch.tune.confirm import mean_capacity
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tunebatch.profile import Profile
+    from tunebatch.report.progress import Progress
+    from tunebatch.tune.facts import SweepEvent, SweepOutcome, TrialFacts
+
+SCHEMA = "tunebatch.sweep.v1"
+_PHASES = {
+    "start": "estimating rates",
+    "search": "searching",
+    "random": "random baseline",
+    "confirm": "confirming",
+}
+
+
+class Watcher:
+    """Turns the sweep's events into progress."""
+
+    def __init__(self, progress: Progress, max_time_s: float) -> None:
+        self._progress = progress
+        self._max_time_s = max_time_s
+
+    def __call__(self, event: SweepEvent) -> None:
+        if event.error is not None:
+            self._progress.note(f"  {event.label}: failed: {event.error}")
+        elif event.done is not None:
+            self._progress.note(f"  {event.label}: {_found(event.done)}")
+        else:
+            of = "" if event.total is None else f" of {event.total}"
+            left = max(0.0, self._max_time_s - event.elapsed_s)
+            best = "" if event.best is None else f"; best so far {number(event.best)} ({event.best_label})"
+            self._progress.status(
+                f"{_PHASES[event.phase]} {event.trial}{of}: {event.label}; {left:.0f} s left{best}"
+            )
+
+
+def _found(trial: TrialFacts) -> str:
+    if trial.oom:
+        return "does not fit into device memory"
+    if not trial.met:
+        return f"misses {trial.binding}"
+    return number(trial.capacity)
+
+
+def outcome_rows(outcome: SweepOutcome) -> list[Row]:
+    """A row for each strategy that has a run to show."""
+    return [
+        Row(row.result, mean_capacity(row.facts) or None, row.facts.origin != "default")
+        for row in outcome.best
+        if row.result is not None
+    ]
+
+
+def headline(outcome: SweepOutcome, asked: Profile) -> str:
+    """The answer in one line."""
+    rows = outcome_rows(outcome)
+    winner = next(
+        (
+            row
+            for row, best in zip(rows, (b for b in outcome.best if b.result is not None), strict=True)
+            if outcome.winner is not None and best.facts.config == outcome.winner.config
+        ),
+        None,
+    )
+    if winner is None:
+        if outcome.winner is None:
+            return winner_line(None, rows)
+        named = ", ".join(filter(None, [outcome.winner.strategy, knobs_text(outcome.winner.knobs)]))
+        return f"{named}: {number(mean_capacity(outcome.winner))} {_unit(asked)}"
+    gain = None
+    if outcome.gain is not None:
+        low, high = outcome.gain_interval or (None, None)
+        gain = Gain(outcome.gain, low, high)
+    default_won = (
+        outcome.winner is not None
+        and outcome.best_default is not None
+        and outcome.best_default.config == outcome.winner.config
+    )
+    line = winner_line(
+        winner,
+        rows,
+        None if default_won else gain,
+        inside_slo=len(asked.slo) > 0,
+        unit=_unit(asked),
+    )
+    return line + ("; tuning did not help: these are the default knobs" if default_won else "")
+
+
+def _unit(asked: Profile) -> str:
+    return "req/s" if asked.search.objective == "capacity" else "tok/s"
+
+
+def print_outcome(
+    outcome: SweepOutcome, asked: Profile, console: Console, quiet: bool, ascii_only: bool
+) -> None:
+    """The answer, the table, why, and what did not make it into the table."""
+    line = headline(outcome, asked)
+    if outcome.interrupted:
+        line += " (interrupted; this is what was measured)"
+    rows = outcome_rows(outcome)
+    name = "capacity req/s" if asked.search.objective == "capacity" else "max tok/s"
+    if rows:
+        print_rows(console, rows, headline=line, rate_name=name, ascii_only=ascii_only, quiet=quiet)
+    else:
+        console.print(line, soft_wrap=True)
+    for row in outcome.best:
+        if row.result is None:
+            console.print(f"{row.facts.strategy}: {_found(row.facts)} at every rate tried", soft_wrap=True)
+    if quiet:
+        return
+    console.print()
+    if outcome.binding:
+        beyond = "more load is kept out by" if outcome.winner is not None else "nothing passes because of"
+        console.print(f"binding constraint: {beyond} {outcome.binding}", soft_wrap=True)
+    if outcome.best_random is not None:
+        console.print(
+            f"random search found {number(outcome.best_random.capacity)} with {outcome.best_random.chosen.label}",
+            soft_wrap=True,
+        )
+    console.print(f"{len(outcome.trials)} trials in {duration(outcome.elapsed_s)}", soft_wrap=True)
+
+
+def outcome_json(outcome: SweepOutcome, asked: Profile) -> dict[str, Any]:
+    """Everything, in plain JSON types."""
+
+    def trial(facts: TrialFacts | None) -> dict[str, Any] | None:
+        return None if facts is None else facts.to_json()
+
+    return {
+        "schema": SCHEMA,
+        "headline": headline(outcome, asked),
+        "objective": asked.search.objective,
+        "slo": asked.slo.texts(),
+        "winner": trial(outcome.winner),
+        "best_default": trial(outcome.best_default),
+        "best_random": trial(outcome.best_random),
+        "gain": outcome.gain,
+        "gain_interval": list(outcome.gain_interval) if outcome.gain_interval else None,
+        "binding": outcome.binding,
+        "interrupted": outcome.interrupted,
+        "elapsed_s": outcome.elapsed_s,
+        "best": [
+            {
+                "facts": trial(row.facts),
+                "result": None
+                if row.result is None
+                else to_json_dict(dataclasses.replace(row.result, record=None)),
+            }
+            for row in outcome.best
+        ],
+        "trials": [facts.to_json() for facts in outcome.trials],
+    }
