@@ -98,8 +98,16 @@ class WorkloadSection(_Section):
     requests: Annotated[Integer, Field(ge=1)] | None = None
     seed: Annotated[Integer, Field(ge=0)] | None = None
     concurrency: Annotated[Integer, Field(ge=1)] | None = None
+    think_time_s: Annotated[Number, Field(ge=0)] | None = None
+    burst_size: Annotated[Integer, Field(ge=1)] | None = None
+    burst_gap_s: Annotated[Number, Field(gt=0)] | None = None
     trace_file: str | None = None
     trace_format: str | None = None
+    trace_start: Annotated[Integer, Field(ge=0)] | None = None
+    trace_limit: Annotated[Integer, Field(ge=1)] | None = None
+    max_context: Annotated[Integer, Field(ge=2)] | None = None
+    clip: bool | None = None
+    ignore_eos: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """What was asked for, without what was left open."""

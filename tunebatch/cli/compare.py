@@ -55,9 +55,7 @@ def compare(
         }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
-            raise CliError(
-                f"{wrong[0]} measures anew and cannot be mixed with saved results; leave out one of them"
-            )
+            raise CliError(f"{wrong[0]} measures anew, so it cannot be mixed with saved results")
         _saved(results, json, quiet)
         return 0
     from tunebatch.profile import load_profile
@@ -97,7 +95,7 @@ def _measured(asked: Any, rate: float | None, out: Path | None, json: bool, quie
         progress.note(session.check_tokens(chosen))
         for index, one in enumerate(chosen, 1):
             progress.status(f"measuring {index} of {len(chosen)}: {one.label}")
-            measured.append(session.measure(one, rate))
+            measured.append(session.measure_as_asked(one, rate))
             write_result(measured[-1], folder / one.name)
     _show(measured, json, quiet)
     if not (quiet or json):

@@ -33,7 +33,9 @@ Requests = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", help="Of arrivals and lengths.", show_default=False)]
 Rate = Annotated[
     float | None,
-    typer.Option("--rate", "-r", help="Requests per second; without, all at once.", show_default=False),
+    typer.Option(
+        "--rate", "-r", help="Requests per second [the workload's, or all at once].", show_default=False
+    ),
 ]
 Out = Annotated[
     Path | None,

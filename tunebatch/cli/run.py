@@ -60,7 +60,7 @@ def run(
         progress.note(session.describe())
         progress.note(session.check_tokens([chosen]))
         progress.status(f"measuring {chosen.label}")
-        result = session.measure(chosen, rate)
+        result = session.measure_as_asked(chosen, rate)
     path = write_result(result, folder)
     if json:
         output.print_json(to_json_dict(result))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tunebatch.cli.errors import CliError
+from tunebatch.cli.traffic import has_own_schedule, workload_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,31 +18,6 @@ if TYPE_CHECKING:
     from tunebatch.workload.spec import Workload, WorkloadSpec
 
 
-def workload_spec(profile: Profile) -> WorkloadSpec:
-    """The traffic that the profile describes: a named workload, changed by what else is given.
-
-    Raises:
-        CliError: An unknown name or an impossible value.
-    """
-    from tunebatch.profile import nearest
-    from tunebatch.workload.named import NAMED
-    from tunebatch.workload.spec import WorkloadSpec
-
-    given = profile.workload.given()
-    name = given.pop("name", None)
-    if name is not None and name not in NAMED:
-        raise CliError(f"unknown workload {name!r}{nearest(name, NAMED)}")
-    for key in ("prompt_tokens", "output_tokens"):
-        if key in given:
-            given[key] = str(given[key])
-    try:
-        if name is None:
-            return WorkloadSpec(**given)
-        return dataclasses.replace(NAMED[name], **given)
-    except (TypeError, ValueError) as error:
-        raise CliError(f"[workload] {error}") from None
-
-
 def check_samples(profile: Profile, spec: WorkloadSpec) -> None:
     """Refuses before anything is loaded what could never be judged.
 
@@ -51,7 +26,9 @@ def check_samples(profile: Profile, spec: WorkloadSpec) -> None:
     """
     from tunebatch.report.why import samples_problem
 
-    problem = samples_problem(needed_samples(profile), spec.requests)
+    if spec.num_requests is None:  # a trace, as long as it is
+        return
+    problem = samples_problem(needed_samples(profile), spec.num_requests)
     if problem is not None:
         raise CliError(problem)
 
@@ -110,10 +87,18 @@ class Session:
             CliError: A broken trace, or lengths that the model cannot hold.
         """
         if seed not in self._workloads:
+            from tunebatch.workload.named import scaled_to
             from tunebatch.workload.spec import build
 
+            context = self.executor.max_context
             try:
-                built = build(self.spec, self._prompts(), self.executor.max_context, seed=seed)
+                built = build(
+                    scaled_to(self.spec, context) if self.spec.clip else self.spec,
+                    self._prompts(),
+                    context,
+                    seed=seed,
+                    vocab_size=self.executor.vocab_size,
+                )
             except ValueError as error:
                 raise CliError(str(error)) from None
             self._workloads[seed] = built
@@ -123,11 +108,26 @@ class Session:
         self, chosen: Strategy, rate: float | None, seed: int | None = None, stop_early: bool = False
     ) -> RunResult:
         """Serves the workload once; without a rate all requests arrive at once."""
+        workload = self.workload(seed)
+        if rate is None:
+            return self._measure(workload.saturated(), chosen, stop_early)
+        try:
+            paced = workload.at_rate(rate)
+        except ValueError as error:
+            raise CliError(str(error)) from None
+        return self._measure(paced, chosen, stop_early)
+
+    def measure_as_asked(self, chosen: Strategy, rate: float | None) -> RunResult:
+        """At the given rate; without one by the workload's own schedule, where the user chose one."""
+        if rate is None and has_own_schedule(self.profile):
+            return self._measure(self.workload(), chosen, stop_early=False)
+        return self.measure(chosen, rate)
+
+    def _measure(self, workload: Workload, chosen: Strategy, stop_early: bool) -> RunResult:
         from tunebatch.bench import measure
 
-        workload = self.workload(seed)
         return measure(
-            workload.saturated() if rate is None else workload.at_rate(rate),
+            workload,
             chosen,
             self.executor,
             slo=self.profile.slo if len(self.profile.slo) else None,

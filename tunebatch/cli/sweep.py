@@ -11,6 +11,7 @@ from tunebatch.cli import options
 from tunebatch.cli.errors import INFEASIBLE, INTERRUPTED, OK, CliError
 
 if TYPE_CHECKING:
+    from tunebatch.cli.session import Session
     from tunebatch.profile import Profile
     from tunebatch.tune.facts import SweepOutcome
 
@@ -34,7 +35,7 @@ def sweep(
     time: Annotated[str | None, typer.Option(help="How long, such as 3m.", show_default=False)] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="'random': as many random trials beside the search.", show_default=False),
+        typer.Option(help="'random': as many random trials too.", show_default=False),
     ] = None,
     requests: options.Requests = None,
     seed: options.Seed = None,
@@ -75,9 +76,7 @@ def sweep(
         call = _resumed(resume, call)
     asked = load_profile(call["profile"], call["flags"])
     if asked.search.objective == "capacity" and not len(asked.slo):
-        raise CliError(
-            "a capacity needs an SLO; give one with --slo 'p90_ttft<=500ms', or --objective throughput"
-        )
+        raise CliError("a capacity needs an SLO: give --slo 'p90_ttft<=500ms', or --objective throughput")
     if dry_run:
         return _dry_run(asked, json)
     folder = resume or output.results_folder("sweep", out)
@@ -96,15 +95,14 @@ def _resumed(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
         for key in ("baseline", "start_rate"):
             begun[key] = call[key] if call[key] is not None else begun[key]
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise CliError(
-            f"--resume {folder}: no sweep was begun there ({_FLAGS} is missing or broken)"
-        ) from None
+        raise CliError(f"--resume {folder}: no sweep was begun there ({_FLAGS} missing or broken)") from None
     return begun
 
 
 def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet: bool) -> int:
     from tunebatch.cli import output, sweep_report
-    from tunebatch.cli.session import Session, check_samples, workload_spec
+    from tunebatch.cli.session import Session, check_samples
+    from tunebatch.cli.traffic import workload_spec
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import RunResult, write_result
     from tunebatch.report.progress import Progress
@@ -115,7 +113,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
         session = Session.open(asked)
-        session.workload()
+        _check_rhythm(session, search.objective)
         progress.note(session.describe())
         progress.note(session.check_tokens([make_strategy(name) for name in search.strategies]))
         output.write_json(folder / _FLAGS, call)
@@ -128,7 +126,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             strategies=search.strategies,
             directory=folder,
             objective=search.objective,
-            start_rate=call["start_rate"],
+            start_rate=call["start_rate"] or asked.workload.rate_per_s,
             max_trials=search.trials,
             max_time_s=search.time,
             seed=search.seed,
@@ -148,6 +146,15 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     if outcome.interrupted:
         return INTERRUPTED
     return OK if outcome.winner is not None else INFEASIBLE
+
+
+def _check_rhythm(session: Session, objective: str) -> None:
+    """A capacity is a rate, so there must be one to change."""
+    workload = session.workload()
+    if objective == "capacity" and workload.unit_arrivals_s is None:
+        raise CliError(
+            f"workload {workload.name} has no arrivals to scale, so no capacity: use --objective throughput"
+        )
 
 
 def _next(outcome: SweepOutcome, folder: Path) -> None:
@@ -172,11 +179,13 @@ def _next(outcome: SweepOutcome, folder: Path) -> None:
 def _dry_run(asked: Profile, json: bool) -> int:
     """How long, which requests, and whether they suffice; loads the model to know its context."""
     from tunebatch.cli import output
-    from tunebatch.cli.session import Session, check_samples, needed_samples, workload_spec
+    from tunebatch.cli.session import Session, check_samples, needed_samples
+    from tunebatch.cli.traffic import workload_spec
 
     spec = workload_spec(asked)
     check_samples(asked, spec)
     session = Session.open(asked)
+    _check_rhythm(session, asked.search.objective)
     workload = session.workload()
     search = asked.search
     plan = {
@@ -195,9 +204,7 @@ def _dry_run(asked: Profile, json: bool) -> int:
         output.print_json(plan)
         return OK
     print(f"search:   {', '.join(search.strategies)}; objective {search.objective}")
-    print(
-        f"how long: at most {search.time:g} s and {search.trials} trials; the trial running then is finished"
-    )
+    print(f"how long: at most {search.time:g} s and {search.trials} trials; the last one is finished")
     print(f"requests: {workload.description}")
     for note in workload.notes:
         print(f"          {note}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from tunebatch.measure.result import to_json_dict
@@ -127,10 +126,8 @@ def print_outcome(
         beyond = "more load is kept out by" if outcome.winner is not None else "nothing passes because of"
         console.print(f"binding constraint: {beyond} {outcome.binding}", soft_wrap=True)
     if outcome.best_random is not None:
-        console.print(
-            f"random search found {number(outcome.best_random.capacity)} with {outcome.best_random.chosen.label}",
-            soft_wrap=True,
-        )
+        found, label = number(outcome.best_random.capacity), outcome.best_random.chosen.label
+        console.print(f"random search found {found} with {label}", soft_wrap=True)
     console.print(f"{len(outcome.trials)} trials in {duration(outcome.elapsed_s)}", soft_wrap=True)
 
 
@@ -156,9 +153,7 @@ def outcome_json(outcome: SweepOutcome, asked: Profile) -> dict[str, Any]:
         "best": [
             {
                 "facts": trial(row.facts),
-                "result": None
-                if row.result is None
-                else to_json_dict(dataclasses.replace(row.result, record=None)),
+                "result": None if row.result is None else to_json_dict(row.result),
             }
             for row in outcome.best
         ],

@@ -32,7 +32,7 @@ def winner_line(
     inside_slo: bool = True,
     unit: str = "req/s",
 ) -> str:
-    """``continuous, max_batch_size 48: 14.2 req/s inside the SLO, 3.1x static, 1.2x the best default [1.1, 1.3]``
+    """``continuous, max_batch_size 48: 14.2 req/s inside the SLO, 3.1x static, ...``
 
     Args:
         winner: None when nothing kept the SLO.

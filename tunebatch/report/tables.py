@@ -38,16 +38,13 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", ordered: bool 
     for index, row in enumerate(rows):
         metrics = row.result.metrics
         ratio = ratio_to(row, base)
-        latencies = [
-            duration(metrics.distribution(metric).statistic(statistics[metric]).value_s)
-            for metric in _LATENCIES
-        ]
+        told = [metrics.distribution(metric).statistic(statistics[metric]) for metric in _LATENCIES]
         table.add_row(
             row.strategy,
             row.knobs or "-",
             "misses the SLO" if row.rate_per_s is None else number(row.rate_per_s),
             "-" if ratio is None else f"{ratio:.2f}x",
-            *latencies,
+            *(duration(statistic.value_s) for statistic in told),
             number(metrics.output_throughput),
             number(metrics.mean_batch),
             percent(metrics.bubble),
