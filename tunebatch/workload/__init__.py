@@ -1,0 +1,1 @@
+"""Traffic: a description of arrivals, lengths and prompts becomes requests."""

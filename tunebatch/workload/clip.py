@@ -1,0 +1,21 @@
+"""Making a request fit into a context."""
+
+from __future__ import annotations
+
+
+def clipped_lengths(prompt_tokens: int, output_tokens: int, max_context: int) -> tuple[int, int]:
+    """Prompt and output tokens that together fit into the context, each at least 1.
+
+    A request that fits is left alone. Otherwise the output keeps what the prompt leaves over, or half
+    of the context if that is more; the prompt gets the rest. So long prompts stay long, and no
+    output shrinks to nothing behind one.
+
+    Raises:
+        ValueError: The context is below 2 tokens.
+    """
+    if max_context < 2:
+        raise ValueError(f"a context of {max_context} tokens holds no request; must be at least 2")
+    if prompt_tokens + output_tokens <= max_context:
+        return prompt_tokens, output_tokens
+    output = min(output_tokens, max(max_context // 2, max_context - prompt_tokens))
+    return max_context - output, output

@@ -1,0 +1,177 @@
+"""Distributions of how long prompts and outputs are, in tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Lengths = NDArray[np.int64]
+
+# Standard normal quantile of 0.9: a log-normal's p90 is p50 * exp(Z90 * sigma).
+Z90 = 1.2815515655446004
+# Beyond any context; keeps the tail of a very wide law inside an int64.
+LONGEST = 2**40
+
+
+class LengthLaw(Protocol):
+    """A distribution of token counts. ``str(law)`` is one short line."""
+
+    def sample(self, n: int, rng: np.random.Generator) -> Lengths:
+        """n token counts, each at least 1."""
+
+    def scaled(self, factor: float) -> LengthLaw:
+        """The same law with every length multiplied, never below 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Always the same length."""
+
+    length: int
+
+    def __post_init__(self) -> None:
+        _check_length("length", self.length)
+
+    def __str__(self) -> str:
+        return str(self.length)
+
+    def sample(self, n: int, rng: np.random.Generator) -> Lengths:
+        return np.full(n, self.length, np.int64)
+
+    def scaled(self, factor: float) -> Fixed:
+        return Fixed(_scale(self.length, factor))
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Any whole length from low to high, both included, equally likely."""
+
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        _ordered(self.low, self.high)
+
+    def __str__(self) -> str:
+        return f"uniform:{self.low}-{self.high}"
+
+    def sample(self, n: int, rng: np.random.Generator) -> Lengths:
+        return rng.integers(self.low, self.high, n, np.int64, endpoint=True)
+
+    def scaled(self, factor: float) -> Uniform:
+        return Uniform(_scale(self.low, factor), _scale(self.high, factor))
+
+
+@dataclass(frozen=True, slots=True)
+class LogNormal:
+    """Log-normal around a median, rounded to whole tokens.
+
+    Samples outside the bounds are moved to the bound, not drawn again: percentiles inside the
+    bounds stay where they were asked for.
+
+    Attributes:
+        p50: Median, tokens.
+        sigma: Standard deviation of the logarithm; 0 is a fixed length.
+        low: Shortest length.
+        high: Longest length, or None.
+    """
+
+    p50: float
+    sigma: float
+    low: int = 1
+    high: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.p50) and self.p50 > 0):
+            raise ValueError(f"p50 is {self.p50}, must be above 0")
+        if not (math.isfinite(self.sigma) and self.sigma >= 0):
+            raise ValueError(f"sigma is {self.sigma}, must be 0 or more")
+        _ordered(self.low, LONGEST if self.high is None else self.high)
+
+    @classmethod
+    def fit(cls, p50: float, p90: float, low: int = 1, high: int | None = None) -> LogNormal:
+        """The law with these two percentiles.
+
+        Raises:
+            ValueError: p50 is not positive, or p90 is below it.
+        """
+        if not 0 < p50 <= p90 < math.inf:
+            raise ValueError(f"p50 is {p50:g} and p90 is {p90:g}, must be 0 < p50 <= p90")
+        return cls(p50, math.log(p90 / p50) / Z90, low, high)
+
+    @property
+    def p90(self) -> float:
+        return self.p50 * math.exp(Z90 * self.sigma)
+
+    def __str__(self) -> str:
+        high = "" if self.high is None else f",high={self.high}"
+        low = "" if self.low == 1 else f",low={self.low}"
+        return f"lognormal:p50={self.p50!r},sigma={self.sigma!r}{low}{high}"
+
+    def sample(self, n: int, rng: np.random.Generator) -> Lengths:
+        # Clipped as a logarithm, so that no sigma overflows.
+        log_length = math.log(self.p50) + self.sigma * rng.standard_normal(n)
+        rounded = np.rint(np.exp(np.minimum(log_length, math.log(LONGEST)))).astype(np.int64)
+        return np.clip(rounded, self.low, LONGEST if self.high is None else self.high)
+
+    def scaled(self, factor: float) -> LogNormal:
+        high = None if self.high is None else _scale(self.high, factor)
+        return LogNormal(self.p50 * factor, self.sigma, _scale(self.low, factor), high)
+
+
+@dataclass(frozen=True, slots=True)
+class Empirical:
+    """Drawn, with replacement, from observed lengths.
+
+    Attributes:
+        values: Lengths in tokens.
+        weights: How often each occurs, in any unit; None: equally often.
+    """
+
+    values: tuple[int, ...]
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("an empirical law needs at least one length")
+        _check_length("shortest length", min(self.values))
+        _check_length("longest length", max(self.values))
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.values):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.values)} lengths")
+        if min(self.weights) < 0 or not 0 < sum(self.weights) < math.inf:
+            raise ValueError("weights must be 0 or more, and one of them above 0")
+
+    def __str__(self) -> str:
+        return f"empirical, {len(self.values)} values from {min(self.values)} to {max(self.values)}"
+
+    def sample(self, n: int, rng: np.random.Generator) -> Lengths:
+        values = np.asarray(self.values, np.int64)
+        if self.weights is None:
+            return values[rng.integers(0, len(values), n)]
+        weights = np.asarray(self.weights, np.float64)
+        return rng.choice(values, n, p=weights / weights.sum())
+
+    def scaled(self, factor: float) -> Empirical:
+        return Empirical(tuple(_scale(value, factor) for value in self.values), self.weights)
+
+
+def _check_length(name: str, value: int) -> None:
+    if not 1 <= value <= LONGEST:
+        raise ValueError(f"{name} is {value}, must be from 1 to {LONGEST}")
+
+
+def _ordered(low: int, high: int) -> None:
+    _check_length("low", low)
+    _check_length("high", high)
+    if high < low:
+        raise ValueError(f"low is {low} and high is {high}, must be low <= high")
+
+
+def _scale(length: int, factor: float) -> int:
+    return max(1, round(length * factor))
