@@ -162,8 +162,10 @@ class Empirical:
 
 
 def _check_length(name: str, value: int) -> None:
-    if not 1 <= value <= LONGEST:
-        raise ValueError(f"{name} is {value}, must be from 1 to {LONGEST}")
+    if value < 1:
+        raise ValueError(f"{name} is {value}, must be at least 1")
+    if value > LONGEST:
+        raise ValueError(f"{name} is {value}, must be at most {LONGEST}")
 
 
 def _ordered(low: int, high: int) -> None:
