@@ -153,4 +153,4 @@ def test_the_expected_tokens_are_not_all_alike() -> None:
     """Guards the comparison above: a constant output would be right for many wrong reasons."""
     for name in ARCHITECTURES:
         outputs = expected(name)
-        assert len({token for output in outputs.values() for token in output}) >= 8, name
+        assert len({token for output in outputs.values() for token in output}) >= 5, name
