@@ -58,6 +58,8 @@ def run_command(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except Exception as error:
         return report_error(error)
+    if code == INTERRUPTED:  # also what typer makes of Ctrl-C
+        print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else OK
 
 

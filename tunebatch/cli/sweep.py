@@ -135,6 +135,11 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             on_event=sweep_report.Watcher(progress, search.time),
             write_winner=keep,
         )
+    if not outcome.trials and not outcome.interrupted:
+        raise CliError(
+            f"the time ran out before one configuration was measured: use --time {3 * search.time:g}s, "
+            f"or fewer or shorter requests"
+        )
     data = sweep_report.outcome_json(outcome, asked)
     output.write_json(folder / "sweep.json", data)
     if json:

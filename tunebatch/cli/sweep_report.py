@@ -13,10 +13,12 @@ from tunebatch.tune.confirm import mean_capacity
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tunebatch.measure.result import RunResult
     from tunebatch.profile import Profile
     from tunebatch.report.progress import Progress
     from tunebatch.tune.facts import SweepEvent, SweepOutcome, TrialFacts
 
+_MUCH_MORE = 1.5  # arrivals end before the last request does, so a little more is usual
 SCHEMA = "tunebatch.sweep.v1"
 _PHASES = {
     "start": "estimating rates",
@@ -58,10 +60,42 @@ def _found(trial: TrialFacts) -> str:
 def outcome_rows(outcome: SweepOutcome) -> list[Row]:
     """A row for each strategy that has a run to show."""
     return [
-        Row(row.result, mean_capacity(row.facts) or None, row.facts.origin != "default")
+        Row(row.result, _rate(row.facts, row.result), row.facts.origin != "default")
         for row in outcome.best
         if row.result is not None
     ]
+
+
+def unbounded(facts: TrialFacts) -> bool:
+    """No rate was too high: so few requests keep the SLO even all at once, and have no capacity."""
+    return facts.met and bool(facts.rates) and all(met for _, met in facts.rates)
+
+
+def _rate(facts: TrialFacts, result: RunResult) -> float | None:
+    """The capacity; what was really served where none was found."""
+    return result.metrics.request_throughput if unbounded(facts) else mean_capacity(facts) or None
+
+
+def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
+    """What keeps the answer from being believed, and what to do about it."""
+    if asked.search.objective != "capacity":
+        return []
+    found = []
+    for best in outcome.best:
+        if best.result is None:
+            continue
+        served = best.result.metrics.request_throughput
+        if unbounded(best.facts):
+            found.append(
+                f"{best.facts.strategy}: no rate missed the SLO, so its capacity is not known and the rate "
+                "served is shown: use more --requests or a tighter --slo"
+            )
+        elif mean_capacity(best.facts) > _MUCH_MORE * served > 0:
+            found.append(
+                f"{best.facts.strategy}: at its capacity only {number(served)} req/s were served, the queue "
+                "still grew when the requests ended: use more --requests"
+            )
+    return found
 
 
 def headline(outcome: SweepOutcome, asked: Profile) -> str:
@@ -89,11 +123,14 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
         and outcome.best_default is not None
         and outcome.best_default.config == outcome.winner.config
     )
+    inside_slo = len(asked.slo) > 0
+    if outcome.winner is not None and unbounded(outcome.winner):
+        gain = None
     line = winner_line(
         winner,
         rows,
         None if default_won else gain,
-        inside_slo=len(asked.slo) > 0,
+        inside_slo=inside_slo,
         unit=_unit(asked),
     )
     return line + ("; tuning did not help: these are the default knobs" if default_won else "")
@@ -119,6 +156,8 @@ def print_outcome(
     for row in outcome.best:
         if row.result is None:
             console.print(f"{row.facts.strategy}: {_found(row.facts)} at every rate tried", soft_wrap=True)
+    for line in caveats(outcome, asked):
+        console.print(f"caution: {line}", soft_wrap=True)
     if quiet:
         return
     console.print()
@@ -148,6 +187,7 @@ def outcome_json(outcome: SweepOutcome, asked: Profile) -> dict[str, Any]:
         "gain": outcome.gain,
         "gain_interval": list(outcome.gain_interval) if outcome.gain_interval else None,
         "binding": outcome.binding,
+        "caveats": caveats(outcome, asked),
         "interrupted": outcome.interrupted,
         "elapsed_s": outcome.elapsed_s,
         "best": [

@@ -1,0 +1,123 @@
+"""The commands on a fake model in virtual time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunebatch.cli.session import Session
+
+
+def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
+    done = tunebatch("run", "static", "--set", "max_batch_size=8", "-o", "here")
+    assert done.code == 0, done.err
+    assert "static" in done.out and "max_batch_size 8" in done.out and "batch slots over time" in done.out
+    assert sorted(os.listdir("here")) == ["requests.csv", "result.json", "steps.csv"]
+    assert "same tokens: 5 requests" in done.err and "next: tunebatch" in done.err
+
+
+def test_json_is_all_of_stdout_and_stderr_is_silent(tunebatch: Any) -> None:
+    done = tunebatch("run", "--json", "-o", "here")
+    assert json.loads(done.out)["tunebatch"]["strategy"] == "continuous"
+    assert done.err == ""
+
+
+def test_quiet_leaves_the_answer(tunebatch: Any) -> None:
+    done = tunebatch("compare", "--strategy", "static", "-q", "-o", "here")
+    assert done.err == "" and "static" in done.out and "over time" not in done.out
+
+
+def test_no_color_gives_no_escape_sequences(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    done = tunebatch("run", "-o", "here")
+    assert "\x1b[3" not in done.out
+
+
+def test_the_default_folder_is_under_results(tunebatch: Any) -> None:
+    for _ in range(2):
+        assert tunebatch("run").code == 0
+    assert len(list(Path("results").glob("run-*/result.json"))) == 2
+
+
+def test_a_rate_is_offered_and_goodput_compared(tunebatch: Any) -> None:
+    done = tunebatch("compare", "--strategy", "all", "--rate", "5", "-o", "here")
+    assert done.code == 0, done.err
+    assert "goodput req/s" in done.out
+    assert sorted(os.listdir("here")) == ["continuous", "dynamic", "sequential", "static"]
+
+
+def test_saved_results_side_by_side(tunebatch: Any) -> None:
+    tunebatch("compare", "--strategy", "static", "--strategy", "continuous", "-o", "here")
+    done = tunebatch("compare", "here/static/result.json", "here/continuous/result.json")
+    assert done.code == 0, done.err
+    assert "static" in done.out and "continuous" in done.out and "req/s" in done.out.splitlines()[0]
+    both = json.loads(tunebatch("compare", "here/static", "here/continuous", "--json").out)
+    assert [one["tunebatch"]["strategy"] for one in both["results"]] == ["static", "continuous"]
+
+
+def test_results_of_other_work_are_not_comparable(tunebatch: Any) -> None:
+    tunebatch("run", "-o", "a")
+    tunebatch("run", "-o", "b", "--seed", "5")
+    done = tunebatch("compare", "a", "b")
+    assert done.code == 5 and "not comparable" in done.err and "workload" in done.err
+
+
+def test_a_sweep_finds_a_winner_and_resumes(tunebatch: Any) -> None:
+    done = tunebatch("sweep", "-p", "smoke", "--trials", "4", "-o", "here")
+    assert done.code == 0, done.err
+    assert "req/s inside the SLO" in done.out.splitlines()[0]
+    assert "binding constraint" in done.out and "next: tunebatch run" in done.err
+    kept = json.loads(Path("here/sweep.json").read_text())
+    assert kept["schema"] == "tunebatch.sweep.v1" and kept["winner"]["met"]
+    assert Path("here/result.json").is_file()
+    again = tunebatch("sweep", "--resume", "here", "--json")
+    assert again.code == 0, again.err
+    assert len(json.loads(again.out)["trials"]) == len(kept["trials"])
+
+
+def test_an_slo_that_nothing_keeps_is_exit_6(tunebatch: Any) -> None:
+    done = tunebatch("sweep", "-p", "smoke", "--trials", "2", "--slo", "p90_ttft<=1us", "-o", "here")
+    assert done.code == 6, done.err
+    assert "no configuration keeps the SLO" in done.out
+
+
+def test_a_dry_run_measures_nothing(tunebatch: Any, fake_model: list[str]) -> None:
+    done = tunebatch("sweep", "--dry-run")
+    assert done.code == 0 and "96 requests" in done.out and "enough" in done.out
+    assert "same tokens" not in fake_model and not Path("results").exists()
+
+
+def test_ctrl_c_is_130(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "measure_as_asked", interrupt)
+    done = tunebatch("run")
+    assert done.code == 130 and "interrupted" in done.err and "Traceback" not in done.err
+
+
+def test_a_full_disk_and_an_unexpected_error_are_one_line(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, told in ((OSError(errno.ENOSPC, "x", "f"), "disk is full"), (KeyError("k"), "internal error")):
+
+        def fail(*args: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(Session, "measure_as_asked", fail)
+        done = tunebatch("run", "-q")
+        assert done.code == 1 and told in done.err and len(done.err.splitlines()) == 1
+    monkeypatch.setenv("TUNEBATCH_DEBUG", "1")
+    assert "Traceback" in tunebatch("run", "-q").err
+
+
+def test_doctor_says_what_there_is(tunebatch: Any) -> None:
+    done = tunebatch("doctor", "--json")
+    checks = {check["what"]: check for check in json.loads(done.out)["checks"]}
+    assert checks["python"]["state"] == "ok" and {"torch", "optuna", "CUDA", "bundled model"} <= checks.keys()
+    assert all(check["mend"] for check in checks.values() if check["state"] == "missing")

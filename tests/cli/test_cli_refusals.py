@@ -1,0 +1,88 @@
+"""Bad input: one clear line on stderr, exit code 2, nothing measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CASES = {
+    "strategy": (["run", "contnuous"], ["unknown strategy 'contnuous'", "did you mean 'continuous'"]),
+    "compared strategy": (["compare", "--strategy", "statik"], ["statik", "did you mean 'static'"]),
+    "swept strategy": (["sweep", "--strategy", "dynamo"], ["dynamo", "did you mean 'dynamic'"]),
+    "knob": (["run", "static", "--set", "max_batch=4"], ["no knob 'max_batch'", "'max_batch_size'"]),
+    "knob without value": (["run", "--set", "max_batch_size"], ["has no '='"]),
+    "knob's value": (["run", "--set", "max_batch_size=many"], ["'many' is not a number"]),
+    "impossible knob": (["run", "--set", "max_batch_size=0"], ["least possible value is 1"]),
+    "profile": (["sweep", "-p", "quikstart"], ["unknown profile 'quikstart'", "'quickstart'"]),
+    "profile file": (["sweep", "-p", "none.toml"], ["none.toml: no such profile file"]),
+    "metric": (["run", "--slo", "p90_tftt<=1s"], ["unknown SLO 'p90_tftt'", "p90_ttft"]),
+    "unit": (["run", "--slo", "p90_ttft<=500mz"], ["unknown unit 'mz'", "500ms"]),
+    "SLO form": (["run", "--slo", "p90_ttft=500ms"], ["has no '<='"]),
+    "time": (["sweep", "--time", "3q"], ["unknown unit 'q'"]),
+    "trials": (["sweep", "--trials", "0"], ["trials = 0", "nearest valid value is 1"]),
+    "workload": (["run", "-w", "chatt"], ["unknown workload", "did you mean 'chat'"]),
+    "model": (["run", "-m", "./nowhere"], ["./nowhere: no such folder"]),
+    "GPU": (["run", "--device", "cuda"], ["torch finds no CUDA device"]),
+    "device": (["run", "--device", "gpu0"], ["[model] device = 'gpu0'", "did you mean"]),
+    "rate": (["run", "--rate", "-1"], ["--rate -1", "above 0"]),
+    "clock": (["run", "--clock", "sundial"], ["unknown clock 'sundial'"]),
+    "baseline": (["sweep", "--baseline", "grid"], ["did you mean 'random'"]),
+    "resume": (["sweep", "--resume", "nowhere"], ["no sweep was begun there"]),
+    "option": (["run", "--no-such"], ["--no-such"]),
+    "command": (["swep"], ["swep"]),
+    "one result": (["compare", "a.json"], ["at least two"]),
+    "no such result": (["compare", "a.json", "b.json"], ["could not read a.json"]),
+    "mixed": (["compare", "a.json", "b.json", "--strategy", "all"], ["--strategy", "cannot be mixed"]),
+    "capacity of a closed loop": (["sweep", "-w", "offline"], ["no arrivals to scale"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_one_line_and_exit_2(
+    tunebatch: Any, fake_model: list[str], case: tuple[list[str], list[str]]
+) -> None:
+    arguments, told = case
+    done = tunebatch(*arguments)
+    assert done.code == 2, done
+    lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in done.err
+    assert all(part in lines[0] for part in told), lines
+    assert done.out == ""
+    assert "same tokens" not in fake_model and not Path("results").exists()
+
+
+def test_a_profiles_error_names_file_key_value_and_nearest(tunebatch: Any) -> None:
+    Path("mine.toml").write_text("[search]\ntrails = 3\n")
+    done = tunebatch("sweep", "-p", "mine.toml")
+    assert done.code == 2
+    assert "mine.toml: [search] trails = 3: unknown key; did you mean 'trials'?" in done.err
+
+
+def test_a_broken_trace_row_is_named_by_its_line(tunebatch: Any) -> None:
+    rows = ["TIMESTAMP,ContextTokens,GeneratedTokens"]
+    rows += [f"2023-11-16 18:15:{second:02}.0,10,5" for second in range(40)]
+    rows[7] = "2023-11-16 18:15:06.0,ten,5"
+    Path("t.csv").write_text("\n".join(rows) + "\n")
+    done = tunebatch("run", "--trace-file", "t.csv")
+    assert done.code == 2 and "t.csv, line 8" in done.err and "ten" in done.err
+
+
+def test_a_prompt_longer_than_the_context(tunebatch: Any) -> None:
+    Path("long.toml").write_text(
+        '[workload]\narrivals = "constant"\nrate_per_s = 1\nrequests = 3\nclip = false\n'
+        "prompt_tokens = 5000\noutput_tokens = 8\n"
+    )
+    done = tunebatch("run", "-p", "long.toml")
+    assert done.code == 2 and "exceed the context of 2048" in done.err
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_percentile_that_the_requests_cannot_carry_is_refused_before_loading(
+    tunebatch: Any, fake_model: list[str], dry: list[str]
+) -> None:
+    done = tunebatch("sweep", "-n", "96", "--slo", "p99_ttft<=1s", *dry)
+    assert done.code == 2
+    assert "p99_ttft needs at least 662 requests" in done.err and "--requests 662" in done.err
+    assert fake_model == []

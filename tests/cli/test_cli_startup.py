@@ -1,0 +1,36 @@
+"""Help and version come at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import tunebatch
+
+HEAVY = ("torch", "transformers", "optuna", "pandas", "scipy", "pydantic", "rich", "numpy", "numba")
+
+CODE = """
+import sys
+from tunebatch.cli.main import run_command
+code = run_command(sys.argv[1:2])
+loaded = sorted(set(sys.modules) & set(sys.argv[2:]))
+print("loaded", loaded)
+sys.exit(code)
+"""
+
+
+def _call(argument: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, argument, *HEAVY], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_help_loads_nothing_heavy() -> None:
+    printed = _call("--help")
+    assert "loaded []" in printed
+    assert all(command in printed for command in ("sweep", "compare", "run", "doctor"))
+
+
+def test_version() -> None:
+    assert _call("--version").startswith(f"tunebatch {tunebatch.__version__}\n")
