@@ -57,23 +57,27 @@ def _found(trial: TrialFacts) -> str:
     return number(trial.capacity)
 
 
-def outcome_rows(outcome: SweepOutcome) -> list[Row]:
+def outcome_rows(outcome: SweepOutcome, asked: Profile) -> list[Row]:
     """A row for each strategy that has a run to show."""
     return [
-        Row(row.result, _rate(row.facts, row.result), row.facts.origin != "default")
+        Row(row.result, _rate(row.facts, row.result, asked), row.facts.origin != "default")
         for row in outcome.best
         if row.result is not None
     ]
 
 
-def unbounded(facts: TrialFacts) -> bool:
+def unbounded(facts: TrialFacts, asked: Profile) -> bool:
     """No rate was too high: so few requests keep the SLO even all at once, and have no capacity."""
+    if asked.search.objective != "capacity":
+        return False
     return facts.met and bool(facts.rates) and all(met for _, met in facts.rates)
 
 
-def _rate(facts: TrialFacts, result: RunResult) -> float | None:
+def _rate(facts: TrialFacts, result: RunResult, asked: Profile) -> float | None:
     """The capacity; what was really served where none was found."""
-    return result.metrics.request_throughput if unbounded(facts) else mean_capacity(facts) or None
+    if unbounded(facts, asked):
+        return result.metrics.request_throughput
+    return mean_capacity(facts) or None
 
 
 def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
@@ -85,7 +89,7 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
         if best.result is None:
             continue
         served = best.result.metrics.request_throughput
-        if unbounded(best.facts):
+        if unbounded(best.facts, asked):
             found.append(
                 f"{best.facts.strategy}: no rate missed the SLO, so its capacity is not known and the rate "
                 "served is shown: use more --requests or a tighter --slo"
@@ -100,38 +104,20 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
 
 def headline(outcome: SweepOutcome, asked: Profile) -> str:
     """The answer in one line."""
-    rows = outcome_rows(outcome)
-    winner = next(
-        (
-            row
-            for row, best in zip(rows, (b for b in outcome.best if b.result is not None), strict=True)
-            if outcome.winner is not None and best.facts.config == outcome.winner.config
-        ),
-        None,
-    )
-    if winner is None:
-        if outcome.winner is None:
-            return winner_line(None, rows)
-        named = ", ".join(filter(None, [outcome.winner.strategy, knobs_text(outcome.winner.knobs)]))
-        return f"{named}: {number(mean_capacity(outcome.winner))} {_unit(asked)}"
+    rows = outcome_rows(outcome, asked)
+    best = outcome.winner
+    if best is None:
+        return winner_line(None, rows)
+    shown = [row.facts.config for row in outcome.best if row.result is not None]
+    if best.config not in shown:
+        named = ", ".join(filter(None, [best.strategy, knobs_text(best.knobs)]))
+        return f"{named}: {number(mean_capacity(best))} {_unit(asked)}"
+    default_won = outcome.best_default is not None and outcome.best_default.config == best.config
     gain = None
-    if outcome.gain is not None:
-        low, high = outcome.gain_interval or (None, None)
-        gain = Gain(outcome.gain, low, high)
-    default_won = (
-        outcome.winner is not None
-        and outcome.best_default is not None
-        and outcome.best_default.config == outcome.winner.config
-    )
-    inside_slo = len(asked.slo) > 0
-    if outcome.winner is not None and unbounded(outcome.winner):
-        gain = None
+    if outcome.gain is not None and not default_won and not unbounded(best, asked):
+        gain = Gain(outcome.gain, *(outcome.gain_interval or (None, None)))
     line = winner_line(
-        winner,
-        rows,
-        None if default_won else gain,
-        inside_slo=inside_slo,
-        unit=_unit(asked),
+        rows[shown.index(best.config)], rows, gain, inside_slo=len(asked.slo) > 0, unit=_unit(asked)
     )
     return line + ("; tuning did not help: these are the default knobs" if default_won else "")
 
@@ -147,7 +133,7 @@ def print_outcome(
     line = headline(outcome, asked)
     if outcome.interrupted:
         line += " (interrupted; this is what was measured)"
-    rows = outcome_rows(outcome)
+    rows = outcome_rows(outcome, asked)
     name = "capacity req/s" if asked.search.objective == "capacity" else "max tok/s"
     if rows:
         print_rows(console, rows, headline=line, rate_name=name, ascii_only=ascii_only, quiet=quiet)

@@ -69,9 +69,9 @@ def number(value: float | None, digits: int = 3) -> str:
     """Three digits, no exponent; a dash for what there is not."""
     if value is None:
         return "-"
-    if value == 0 or 1e-3 <= abs(value) < 1e3:
+    if value == 0 or 1e-3 <= abs(value) < 999.5:
         return f"{value:#.{digits}g}".rstrip(".")
-    return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 1.0 else f"{value:.1e}"
 
 
 def duration(seconds: float | None) -> str:

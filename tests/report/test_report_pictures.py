@@ -1,0 +1,66 @@
+"""Tables, timelines and progress, as they look without colour."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from tunebatch.engine.records import RunRecord, StepLog
+from tunebatch.report.progress import Progress
+from tunebatch.report.screen import print_rows
+from tunebatch.report.tables import strategy_table
+from tunebatch.report.timeline import timeline
+
+
+def _console(**options: Any) -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file, width=150, highlight=False, markup=False, **options), file
+
+
+def test_the_table_shows_what_the_slo_limits_and_the_fastest_first(make_row: Any) -> None:
+    console, file = _console()
+    slo = "p95_ttft<=1s"
+    rows = [make_row("static", 2.0, n=140, slo=slo), make_row("continuous", 6.0, n=140, slo=slo)]
+    console.print(strategy_table([*rows, make_row("sequential", None, n=140, slo=slo)], "capacity req/s"))
+    header, first, second, third = file.getvalue().splitlines()
+    assert "p95 TTFT" in header and "p90 TPOT" in header and "capacity req/s" in header
+    assert first.startswith("continuous") and "3.00x" in first
+    assert second.startswith("static") and "1.00x" in second
+    assert "misses the SLO" in third
+
+
+def test_a_timeline_shows_requests_gaps_and_held_slots() -> None:
+    record = RunRecord([], StepLog(), [(0, 1, 0.0, 4.0, 8.0), (1, 2, 0.0, 8.0, 8.0), (0, 3, 9.0, 10.0, 10.0)])
+    lines = timeline(record, width=10).plain.splitlines()
+    assert lines[0] == "  0 ████···· ▓"
+    assert lines[1] == "  1 ████████  "
+    assert "held but empty" in lines[2]
+    assert timeline(record, width=10, ascii_only=True).plain.splitlines()[0] == "  0 ####.... ="
+
+
+def test_a_timeline_of_nothing_and_of_many_slots() -> None:
+    assert "no step" in timeline(RunRecord([], StepLog())).plain
+    record = RunRecord([], StepLog(), [(slot, slot, 0.0, 1.0, 1.0) for slot in range(40)])
+    assert "32 more slots not shown" in timeline(record).plain
+
+
+def test_a_terminal_gets_colour_and_a_pipe_none(make_row: Any) -> None:
+    for terminal in (True, False):
+        console, file = _console(force_terminal=terminal, color_system="standard" if terminal else "auto")
+        print_rows(console, [make_row("static", 2.0)])
+        assert ("\x1b[" in file.getvalue()) is terminal
+
+
+def test_progress_is_lines_without_a_terminal_and_nothing_when_quiet() -> None:
+    console, file = _console()
+    with Progress(console) as progress:
+        progress.status("measuring 1 of 2")
+        progress.note("done [1]")
+    assert file.getvalue() == "measuring 1 of 2\ndone [1]\n"
+    console, file = _console(force_terminal=True)
+    with Progress(console, quiet=True) as progress:
+        progress.status("measuring")
+        progress.note("done")
+    assert file.getvalue() == ""

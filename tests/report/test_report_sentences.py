@@ -1,0 +1,72 @@
+"""The sentences say what the numbers say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tunebatch.report.rows import duration, number
+from tunebatch.report.sentence import Gain, fastest_line, winner_line
+from tunebatch.report.why import samples_problem, why_lines
+
+
+def test_the_winner_in_one_line(make_row: Any) -> None:
+    winner, static = make_row("continuous", 14.2, max_batch_size=48), make_row("static", 4.58)
+    assert winner_line(winner, [winner, static], Gain(1.2, 1.1, 1.3)) == (
+        "continuous, max_batch_size 48: 14.2 req/s inside the SLO, 3.1x static, "
+        "1.20x the best default [1.10, 1.30]"
+    )
+
+
+@pytest.mark.parametrize(("low", "high", "helped"), [(0.9, 1.3, False), (1.1, 1.3, True), (0.7, 0.9, True)])
+def test_tuning_did_not_help_when_the_interval_holds_1(
+    make_row: Any, low: float, high: float, helped: bool
+) -> None:
+    winner = make_row("dynamic", 5.0)
+    assert ("tuning did not help" in winner_line(winner, [winner], Gain(1.1, low, high))) is not helped
+
+
+def test_nothing_feasible(make_row: Any) -> None:
+    assert "no configuration keeps the SLO" in winner_line(None, [make_row("static", None)])
+
+
+def test_static_is_no_multiple_of_itself(make_row: Any) -> None:
+    row = make_row("static", 3.0)
+    assert "x static" not in winner_line(row, [row]) and "x static" not in fastest_line([row], "req/s")
+
+
+def test_why_names_the_limit_that_binds(make_row: Any) -> None:
+    line = why_lines([make_row("continuous", 1.0)])[0]
+    assert "queue 31 %, prefill 31 %, decode 38 %" in line and "bound by p90_ttft 100 ms of 500ms" in line
+    line = why_lines([make_row("continuous", 1.0, wait_s=0.7)])[0]
+    assert "misses p90_ttft 700 ms of 500ms: requests wait too long" in line
+    line = why_lines([make_row("continuous", 1.0, n=20)])[0]
+    assert "p90_ttft not told: 20 samples, 64 needed" in line
+
+
+def test_the_greatest_shortage_is_told() -> None:
+    needed = [("p90_ttft", 64), ("p99_tpot", 662)]
+    assert samples_problem(needed, 700) is None
+    assert "p99_tpot needs at least 662 requests" in str(samples_problem(needed, 40))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0.00"),
+        (14.23, "14.2"),
+        (123.4, "123"),
+        (8.0, "8.00"),
+        (999.9, "1,000"),
+        (12345.6, "12,346"),
+    ],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(2.5, "2.50 s"), (0.0303, "30.3 ms"), (4e-5, "40 us")])
+def test_durations(value: float, text: str) -> None:
+    assert duration(value) == text

@@ -1,0 +1,79 @@
+"""Profiles: what wins over what, and what is refused how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunebatch.cli.traffic import workload_spec
+from tunebatch.profile import ProfileError, load_profile, parse_time, profile_names
+
+
+@pytest.mark.parametrize("name", ["quickstart", "smoke", "chat-p99"])
+def test_the_ready_made_profiles_are_valid(name: str) -> None:
+    profile = load_profile(name, environ={})
+    assert name in profile_names() and profile.name == name
+    assert len(profile.slo) and workload_spec(profile).num_requests
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text('[search]\ntrials = 7\nseed = 1\ntime = "3m"\n')
+    environ = {"TUNEBATCH_SEARCH_TRIALS": "8", "TUNEBATCH_SEARCH_SEED": "2", "TUNEBATCH_DEBUG": "1"}
+    search = load_profile(path, {"search": {"trials": 9, "seed": None}}, environ).search
+    assert (search.trials, search.seed, search.time, search.confirm) == (9, 2, 180.0, 3)
+
+
+def test_environment_lists_and_limits() -> None:
+    environ = {"TUNEBATCH_SEARCH_STRATEGIES": "static,dynamic", "TUNEBATCH_SLO_P90_TTFT": "80ms"}
+    profile = load_profile("quickstart", environ=environ)
+    assert profile.search.strategies == ["static", "dynamic"]
+    assert "p90_ttft<=80ms" in profile.slo.texts() and "p90_tpot<=50ms" in profile.slo.texts()
+
+
+def test_limits_on_the_command_line_replace_the_files() -> None:
+    assert load_profile("quickstart", {"slo": {"p50_e2e": "3s"}}, {}).slo.texts() == ["p50_e2e<=3s"]
+
+
+def test_another_workload_replaces_the_traffic_but_not_its_size() -> None:
+    workload = load_profile("quickstart", {"workload": {"name": "chat"}}, {}).workload
+    assert workload.given() == {"name": "chat", "requests": 96, "seed": 0}
+
+
+REFUSED: list[tuple[str, str]] = [
+    ("[serch]\ntrials = 3", "unknown section [serch]; did you mean 'search'?"),
+    ("[search]\ntrials = 0", "[search] trials = 0: impossible; the nearest valid value is 1"),
+    ("[search]\ntrials = true", "true is not a number"),
+    ("[search]\ntrials = 2.5", "[search] trials = 2.5"),
+    ('[search]\ntime = "3"', "has no unit; did you mean 3s?"),
+    ('[search]\nobjective = "capasity"', "did you mean 'capacity'?"),
+    ("[device]\nutilization = 1.5", "the nearest valid value is 1.0"),
+    ('[workload]\nprompt_token = "8"', "unknown key; did you mean 'prompt_tokens'?"),
+    ("[workload]\nrate_per_s = -1", "[workload] rate_per_s = -1: input should be greater than 0"),
+    ('[slo]\np90_ttft = "500 mz"', "[slo] p90_ttft = '500 mz'"),
+    ("[slo]\np90_ttft = 500", "500 has no unit; did you mean 500ms?"),
+    ("model = 3", "must be a section; write [model]"),
+    ("[model", "not valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), REFUSED)
+def test_one_line_with_the_file(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(text)
+    with pytest.raises(ProfileError) as error:
+        load_profile(path, environ={})
+    assert str(error.value).startswith(str(path)) and told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_variable_is_named() -> None:
+    with pytest.raises(ProfileError, match="environment TUNEBATCH_MODEL_DEVICE"):
+        load_profile("quickstart", environ={"TUNEBATCH_MODEL_DEVICE": "gpu"})
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("3m", 180), ("1.5h", 5400), ("2 min", 120)])
+def test_times(text: Any, seconds: float) -> None:
+    assert parse_time(text) == seconds
