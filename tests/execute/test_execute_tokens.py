@@ -17,6 +17,7 @@ from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import STRATEGIES, strategy
 from tunebatch.execute.torch import same_tokens
 from tunebatch.execute.torch.attention import BACKENDS
+from tunebatch.execute.torch.compiled.decoder import LLAMA_LIKE
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import serve
 
@@ -37,7 +38,15 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 # Windows are shorter than the prompts, so that they are active.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", SMALL),
-    "qwen2": ("Qwen2", SMALL),
+    "qwen2": (
+        "Qwen2",
+        SMALL
+        | {
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
     "qwen3": ("Qwen3", SMALL | HEAD),
     "mistral": ("Mistral", SMALL | {"sliding_window": 9}),
     "mixtral": ("Mixtral", SMALL | EXPERTS | {"sliding_window": None}),
@@ -123,6 +132,8 @@ def requests(vocab_size: int) -> list[Request]:
 def test_greedy_tokens_equal_generate_under_preemption_and_cancellation(name: str, backend: str) -> None:
     # 20 blocks of 4 tokens: the longest sequence alone takes 11, so that batches must preempt.
     served = executor(name, backend, num_blocks=20)
+    compiled = backend == "compiled" and name in LLAMA_LIKE
+    assert served.model_info["forward"] == ("compiled" if compiled else "transformers")
     want = expected(name)
     preempted = 0
     for kind in STRATEGIES:

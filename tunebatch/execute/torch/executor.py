@@ -13,7 +13,8 @@ from tunebatch.engine.group import DecodeGroup
 from tunebatch.engine.plan import OutOfDeviceMemoryError, StepOutput, StepPlan
 from tunebatch.engine.request import Sampling
 from tunebatch.engine.sequence import Sequence
-from tunebatch.execute.torch.attention.base import AttentionBackend, KvCache, StepContext
+from tunebatch.execute.torch.attention.base import KvCache, NewPools, StepContext
+from tunebatch.execute.torch.forward import Forward
 from tunebatch.execute.torch.sampler import sample
 
 Ints = NDArray[np.int64]
@@ -28,7 +29,8 @@ class TorchExecutor:
 
     Args:
         model: A causal language model, switched to the registered attention function.
-        backend: What attends.
+        forward: Turns a packed step into logits.
+        new_pools: Makes a layer's KV pools; see `attention.base.KvCache`.
         num_blocks: KV blocks in the pool.
         max_slots: Batch slots.
         max_context: Most tokens a sequence may have.
@@ -38,7 +40,8 @@ class TorchExecutor:
     def __init__(
         self,
         model: Any,
-        backend: AttentionBackend,
+        forward: Forward,
+        new_pools: NewPools,
         *,
         num_blocks: int,
         block_size: int,
@@ -48,7 +51,7 @@ class TorchExecutor:
         model_info: dict[str, Any],
     ) -> None:
         self.model = model
-        self.backend = backend
+        self._forward = forward
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.max_slots = max_slots
@@ -57,7 +60,7 @@ class TorchExecutor:
         self.model_info = model_info
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.device = next(model.parameters()).device
-        self.cache = KvCache(num_blocks, block_size)
+        self.cache = KvCache(num_blocks, block_size, new_pools)
         self._last_token: Ints = np.zeros(max_slots, np.int64)
         self._position: Ints = np.zeros(max_slots, np.int64)
         self._tables: Ints = np.zeros((max_slots, -(-max_context // block_size)), np.int64)
@@ -97,25 +100,15 @@ class TorchExecutor:
             last = len(sequence.block_table) - 1
             self._tables[sequence.slot, last] = sequence.block_table[last]
         rows = self._decode_rows(plan.decodes)
-        inputs, sampled_at, step = self._stage(plan, rows)
-        out = self.model(
-            input_ids=inputs[0][None],
-            position_ids=inputs[1][None],
-            use_cache=False,
-            logits_to_keep=sampled_at,
-            step_context=step,
-            backend=self.backend,
-        )
-        return out.logits[0]
+        input_ids, sampled_at, step = self._stage(plan, rows)
+        return self._forward(input_ids, sampled_at, step)
 
     @torch.inference_mode()
     def _sampled(self, plan: StepPlan) -> list[int]:
         logits = self.logits(plan)
         return sample(logits, self._not_greedy(plan)).tolist()
 
-    def _stage(
-        self, plan: StepPlan, rows: Ints
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, StepContext]:
+    def _stage(self, plan: StepPlan, rows: Ints) -> tuple[torch.Tensor, torch.Tensor, StepContext]:
         """Lay the step out in one buffer, copy it, and hand out views of the copy."""
         slices = [(piece.start, piece.num_tokens) for piece in plan.slices]
         slots = np.concatenate([np.array([p.sequence.slot for p in plan.slices], np.int64), rows])
@@ -148,6 +141,7 @@ class TorchExecutor:
         first = ends - counts
         step = StepContext(
             cache=self.cache,
+            positions=position_t,
             query_start=query_start,
             context_lens=lens,
             block_tables=flat.view(len(slots), width),
@@ -155,8 +149,9 @@ class TorchExecutor:
             slices=[(int(first[i]), count, start) for i, (start, count) in enumerate(slices)],
             num_slice_tokens=sum(count for _, count in slices),
             max_context_len=longest,
+            decode_context_sum=0 if plan.decodes is None else plan.decodes.context_sum,
         )
-        return (ids_t, position_t), sampled_at, step
+        return ids_t, sampled_at, step
 
     def _copy(self, parts: SequenceOf[Ints]) -> list[torch.Tensor]:
         sizes = [len(part) for part in parts]

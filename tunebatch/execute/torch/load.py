@@ -16,6 +16,7 @@ from tunebatch.execute.torch import selfcheck
 from tunebatch.execute.torch.attention import choose_backend
 from tunebatch.execute.torch.attention.base import attention_forward
 from tunebatch.execute.torch.executor import TorchExecutor
+from tunebatch.execute.torch.forward import choose_forward
 
 ATTENTION_NAME = "tunebatch"
 # Accept a custom attention function and compute something else with it.
@@ -96,7 +97,12 @@ def serve(
     texts = selfcheck.prompts(config.vocab_size, max_context)
     expected = selfcheck.own_logits(network, texts)
     _switch_attention(network, name)
-    attention = choose_backend(backend, device.type)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    try:
+        attention = choose_backend(backend, device.type, network.dtype, head_dim, block_size)
+    except ValueError as refusal:
+        raise ModelError(str(refusal)) from None
+    forward_name, forward = choose_forward(network, attention, max_context)
     facts: dict[str, Any] = {
         "name": name,
         "architecture": type(network).__name__,
@@ -104,12 +110,14 @@ def serve(
         "dtype": str(network.dtype).removeprefix("torch."),
         "device": device.type,
         "attention_backend": attention.name,
+        "forward": forward_name,
     }
 
     def executor(blocks: int) -> TorchExecutor:
         return TorchExecutor(
             network,
-            attention,
+            forward,
+            attention.new_pools,
             num_blocks=blocks,
             block_size=block_size,
             max_slots=max(max_slots, len(texts)),

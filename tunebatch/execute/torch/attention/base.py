@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+Pools = tuple[Tensor, Tensor]
+NewPools = Callable[[Tensor, Tensor, int, int], Pools]
 
 
 @dataclass(slots=True)
@@ -14,18 +18,22 @@ class KvCache:
     """Paged keys and values, one pair of pools per layer, made when a layer first writes.
 
     A layer's own first keys say how many heads of what size it has, so no model's config has to be
-    understood. Pools are ``[num_blocks, block_size, kv_heads, head_dim]``.
+    understood. How a pool is laid out in memory is the attention backend's choice.
+
+    Attributes:
+        new_pools: ``(key, value, num_blocks, block_size)`` gives a layer's two pools.
     """
 
     num_blocks: int
     block_size: int
-    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    new_pools: NewPools
+    layers: dict[int, Pools] = field(default_factory=dict)
 
-    def layer(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def layer(self, index: int, key: Tensor, value: Tensor) -> Pools:
         """The pools of a layer; ``key`` and ``value`` are ``[tokens, kv_heads, head_dim]``."""
         pools = self.layers.get(index)
         if pools is None:
-            pools = (self._pool(key), self._pool(value))
+            pools = self.new_pools(key, value, self.num_blocks, self.block_size)
             self.layers[index] = pools
         return pools
 
@@ -33,11 +41,16 @@ class KvCache:
     def bytes_per_token(self) -> int:
         """Of all layers together; known once every layer has written."""
         pools = [pool for pair in self.layers.values() for pool in pair]
-        return sum(pool[0, 0].numel() * pool.element_size() for pool in pools)
+        return sum(pool[0].numel() * pool.element_size() // self.block_size for pool in pools)
 
-    def _pool(self, like: Tensor) -> Tensor:
-        # Zeros, not garbage: a masked NaN is still a NaN after multiplication by zero.
-        return like.new_zeros(self.num_blocks, self.block_size, *like.shape[1:])
+
+def pools_by_token(key: Tensor, value: Tensor, num_blocks: int, block_size: int) -> Pools:
+    """Both pools ``[num_blocks, block_size, kv_heads, dim]``."""
+    # Zeros, not garbage: a masked NaN is still a NaN after multiplication by zero.
+    return (
+        key.new_zeros(num_blocks, block_size, *key.shape[1:]),
+        value.new_zeros(num_blocks, block_size, *value.shape[1:]),
+    )
 
 
 @dataclass(slots=True)
@@ -45,6 +58,7 @@ class StepContext:
     """One packed step, as attention sees it: slices first, then single decode tokens.
 
     Attributes:
+        positions: ``[tokens]`` of each token in its sequence.
         query_start: ``[sequences + 1]`` first token of each sequence in the packed step.
         context_lens: ``[sequences]`` tokens in the cache once this step has written.
         block_tables: ``[sequences, max_blocks]`` pool indices.
@@ -52,9 +66,11 @@ class StepContext:
         slices: ``(first token, tokens, start position)`` of each slice, on the host.
         num_slice_tokens: Tokens of all slices; the decodes follow.
         max_context_len: The longest of ``context_lens``, on the host.
+        decode_context_sum: Of ``context_lens`` over the decodes, on the host.
     """
 
     cache: KvCache
+    positions: Tensor
     query_start: Tensor
     context_lens: Tensor
     block_tables: Tensor
@@ -62,6 +78,7 @@ class StepContext:
     slices: list[tuple[int, int, int]]
     num_slice_tokens: int
     max_context_len: int
+    decode_context_sum: int
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     @property
@@ -91,9 +108,13 @@ class Variant:
 
 
 class AttentionBackend(Protocol):
-    """Attend over what the cache holds; the step's own keys and values are already written."""
+    """Writes a step's keys and values to the cache, and attends over what it holds then."""
 
     name: str
+
+    def new_pools(self, key: Tensor, value: Tensor, num_blocks: int, block_size: int) -> Pools:
+        """Empty pools for a layer with such keys and values, ``[tokens, kv_heads, dim]``."""
+        ...
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, layer: int, variant: Variant, step: StepContext
@@ -103,10 +124,12 @@ class AttentionBackend(Protocol):
         ...
 
 
-def write(key: Tensor, value: Tensor, layer: int, step: StepContext) -> None:
-    """Put the step's keys and values into their cache slots."""
-    for pool, new in zip(step.cache.layer(layer, key, value), (key, value), strict=True):
+def write(key: Tensor, value: Tensor, layer: int, step: StepContext) -> Pools:
+    """Put the step's keys and values into their slots of pools that are laid out by token."""
+    pools = step.cache.layer(layer, key, value)
+    for pool, new in zip(pools, (key, value), strict=True):
         pool.view(-1, *pool.shape[2:]).index_copy_(0, step.cache_slots, new)
+    return pools
 
 
 def attention_forward(
@@ -131,7 +154,6 @@ def attention_forward(
         raise RuntimeError("this architecture does not pass keyword arguments on to its attention layers")
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     layer = int(module.layer_idx)
-    write(k, v, layer, step_context)
     scale = scaling if scaling is not None else float(q.shape[-1]) ** -0.5
     variant = Variant(scale, sliding_window, softcap, s_aux)
     return backend.attend(q, k, v, layer, variant, step_context)[None], None

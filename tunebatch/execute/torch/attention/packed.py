@@ -6,14 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tunebatch.execute.torch.attention.base import StepContext, Variant
-from tunebatch.execute.torch.attention.reference import Reference, attend_one
+from tunebatch.execute.torch.attention.base import Pools, StepContext, Variant, pools_by_token, write
+from tunebatch.execute.torch.attention.reference import Reference
+from tunebatch.execute.torch.attention.slices import attend_slice
 
 
 class Packed:
     """Decodes are one padded batch over gathered blocks; a prompt is one SDPA of its own."""
 
     name = "packed"
+
+    def new_pools(self, key: Tensor, value: Tensor, num_blocks: int, block_size: int) -> Pools:
+        return pools_by_token(key, value, num_blocks, block_size)
 
     def __init__(self) -> None:
         self._reference = Reference()
@@ -24,30 +28,18 @@ class Packed:
         if variant.sinks is not None or variant.softcap is not None:
             return self._reference.attend(query, key, value, layer, variant, step)
         out = query.new_empty(query.shape[0], query.shape[1], value.shape[-1])
-        pools = step.cache.layers[layer]
+        pools = write(key, value, layer, step)
         for index, (first, count, start) in enumerate(step.slices):
             rows = slice(first, first + count)
             k, v = key[rows], value[rows]
             if start:
                 blocks = step.block_tables[index, : -(-(start + count) // step.cache.block_size)]
                 k, v = (pool[blocks].flatten(0, 1)[: start + count] for pool in pools)
-            out[rows] = _prefill(query[rows], k, v, variant)
+            out[rows] = attend_slice(query[rows], k, v, variant)
         if step.num_slice_tokens < len(query):
             rows = slice(step.num_slice_tokens, None)
             out[rows] = _padded_decode(query[rows], pools, step, variant)
         return out
-
-
-def _prefill(query: Tensor, key: Tensor, value: Tensor, variant: Variant) -> Tensor:
-    if variant.window is not None and variant.window >= len(key):
-        variant = Variant(variant.scale)
-    if not variant.plain or len(query) != len(key):
-        return attend_one(query, key, value, variant)
-    q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
-    attended = F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=variant.scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return attended[0].transpose(0, 1)
 
 
 def _padded_decode(

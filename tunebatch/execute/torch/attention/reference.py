@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tunebatch.execute.torch.attention.base import StepContext, Variant
+from tunebatch.execute.torch.attention.base import Pools, StepContext, Variant, pools_by_token, write
 
 
 class Reference:
@@ -13,10 +13,13 @@ class Reference:
 
     name = "reference"
 
+    def new_pools(self, key: Tensor, value: Tensor, num_blocks: int, block_size: int) -> Pools:
+        return pools_by_token(key, value, num_blocks, block_size)
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, layer: int, variant: Variant, step: StepContext
     ) -> Tensor:
-        keys, values = step.cache.layers[layer]
+        keys, values = write(key, value, layer, step)
         starts = step.query_start.tolist()
         out = query.new_empty(query.shape[0], query.shape[1], value.shape[-1])
         for i, context_len in enumerate(step.context_lens.tolist()):

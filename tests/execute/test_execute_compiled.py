@@ -1,0 +1,226 @@
+"""The compiled kernels against torch, and the decoder made of them against the model it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from numba import njit
+from torch import Tensor
+
+from tunebatch.execute.torch.attention.base import AttentionBackend, KvCache, StepContext, Variant
+from tunebatch.execute.torch.attention.compiled import Compiled
+from tunebatch.execute.torch.attention.reference import Reference
+from tunebatch.execute.torch.compiled import linear, pointers, rows, threads
+from tunebatch.execute.torch.load import ModelError, serve
+
+# Rounding of one result; sums are made in float32 on both sides.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=["one thread", "two threads", "no OpenMP"])
+def num_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if request.param == "one thread" else 2)
+    # Small tensors would otherwise always be served by one thread.
+    monkeypatch.setattr(threads, "SERIAL_WORK", 0)
+    if request.param == "no OpenMP":
+        monkeypatch.setattr(threads, "gomp_parallel", lambda: None)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_exp_is_as_exact_as_float32() -> None:
+    @njit
+    def of_all(values: Any, out: Any) -> None:
+        for i in range(len(values)):
+            out[i] = pointers.exp(values[i])
+
+    values = -np.concatenate([np.linspace(0, 1, 2001), np.geomspace(1e-6, 86, 4001)]).astype(np.float32)
+    got = np.empty_like(values)
+    of_all(values, got)
+    error = np.abs(got / np.exp(values.astype(np.float64)) - 1)
+    assert error[values > -2].max() < 5e-7 and error.max() < 1e-5
+    of_all(np.full(3, -1e30, np.float32), got[:3])
+    assert (got[:3] < 1e-37).all()
+
+
+@pytest.mark.usefixtures("num_threads")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [5, 64, 160])
+def test_rows(dtype: torch.dtype, size: int) -> None:
+    torch.manual_seed(size)
+    for count in (1, 7, 40):
+        hidden, delta = (torch.randn(count, size).to(dtype) for _ in range(2))
+        weight, out = torch.rand(size), torch.empty(count, size, dtype=dtype)
+        total = hidden + delta
+        rows.add_rms_norm(hidden, delta, weight, 1e-6, out)
+        assert torch.equal(hidden, total)
+        want = F.rms_norm(total.float(), (size,), weight, 1e-6)
+        torch.testing.assert_close(out.float(), want, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        rows.add_rms_norm(hidden, None, weight, 1e-6, out)
+        torch.testing.assert_close(out.float(), want, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        gate_up = (20 * torch.randn(count, 2 * size)).to(dtype)
+        rows.silu_mul(gate_up, out)
+        gate, up = gate_up.float().chunk(2, -1)
+        torch.testing.assert_close(out.float(), F.silu(gate) * up, rtol=TOLERANCE[dtype], atol=1e-5)
+
+
+def step_of(
+    cache: KvCache, slices: list[tuple[int, int]], contexts: list[int], generator: torch.Generator
+) -> StepContext:
+    """A packed step: slices ``(start, tokens)``, then one token of each of the contexts."""
+    lens = [start + count for start, count in slices] + contexts
+    counts = [count for _, count in slices] + [1] * len(contexts)
+    starts = [start for start, _ in slices] + [length - 1 for length in contexts]
+    width = -(-max(lens) // cache.block_size)
+    order = torch.randperm(cache.num_blocks, generator=generator)
+    tables = order[: len(lens) * width].view(len(lens), width).contiguous()
+    positions = torch.cat(
+        [torch.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    )
+    owner = torch.repeat_interleave(torch.arange(len(lens)), torch.tensor(counts))
+    ends = torch.tensor([0, *counts]).cumsum(0)
+    return StepContext(
+        cache=cache,
+        positions=positions,
+        query_start=ends,
+        context_lens=torch.tensor(lens),
+        block_tables=tables,
+        cache_slots=tables[owner, positions // cache.block_size] * cache.block_size
+        + positions % cache.block_size,
+        slices=[(int(ends[i]), count, start) for i, (start, count) in enumerate(slices)],
+        num_slice_tokens=sum(count for _, count in slices),
+        max_context_len=max(lens),
+        decode_context_sum=sum(contexts),
+    )
+
+
+def fill(backend: AttentionBackend, step: StepContext, keys: list[Tensor], values: list[Tensor]) -> None:
+    """Put what each sequence computed before into the cache, by the backend's own way of writing."""
+    for index, (key, value) in enumerate(zip(keys, values, strict=True)):
+        if not len(key):
+            continue
+        positions = torch.arange(len(key))
+        table = step.block_tables[index : index + 1]
+        size = step.cache.block_size
+        prefill = StepContext(
+            cache=step.cache,
+            positions=positions,
+            query_start=torch.tensor([0, len(key)]),
+            context_lens=torch.tensor([len(key)]),
+            block_tables=table,
+            cache_slots=table[0, positions // size] * size + positions % size,
+            slices=[(0, len(key), 0)],
+            num_slice_tokens=len(key),
+            max_context_len=len(key),
+            decode_context_sum=0,
+        )
+        backend.attend(key.clone(), key.clone(), value, 0, Variant(1.0), prefill)
+
+
+@pytest.mark.usefixtures("num_threads")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "dim", "value_dim", "block_size"),
+    [(2, 2, 8, 8, 4), (1, 3, 32, 16, 16), (3, 1, 16, 20, 8)],
+)
+def test_attention_equals_the_reference_on_random_steps(
+    dtype: torch.dtype, kv_heads: int, group: int, dim: int, value_dim: int, block_size: int
+) -> None:
+    generator = torch.Generator().manual_seed(dim)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    for trial in range(12):
+        slices = [(number(0, 1) * number(0, 30), number(1, 25)) for _ in range(number(0, 3))]
+        contexts = [number(1, 70) for _ in range(number(0 if slices else 1, 5))]
+        variant = Variant(
+            scale=0.3,
+            window=number(1, 40) if trial % 3 == 1 else None,
+            softcap=1.5 if trial % 4 == 2 else None,
+            sinks=normal(kv_heads * group) if trial % 4 == 3 else None,
+        )
+        before = [start for start, _ in slices] + [length - 1 for length in contexts]
+        old_keys = [normal(count, kv_heads, dim) for count in before]
+        old_values = [normal(count, kv_heads, value_dim) for count in before]
+        tokens = sum(count for _, count in slices) + len(contexts)
+        query = normal(tokens, kv_heads * group, dim)
+        key, value = normal(tokens, kv_heads, dim), normal(tokens, kv_heads, value_dim)
+        seed = generator.initial_seed() + trial
+        outputs = []
+        for backend in (Reference(), Compiled()):
+            cache = KvCache(200, block_size, backend.new_pools)
+            step = step_of(cache, slices, contexts, torch.Generator().manual_seed(seed))
+            fill(backend, step, old_keys, old_values)
+            outputs.append(backend.attend(query.clone(), key.clone(), value.clone(), 0, variant, step))
+        # The reference rounds its weights to bfloat16 before it adds values up, the kernel does not.
+        tolerance = 3 * TOLERANCE[dtype]
+        torch.testing.assert_close(outputs[1].float(), outputs[0].float(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_linear_equals_torch_whichever_product_it_takes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(24, 12).to(dtype), torch.randn(24).to(dtype)
+    made = linear.Linear(weight, bias)
+    for crossover in (1, 100):
+        made._crossover = crossover
+        for count in (1, 3, 50):
+            x = torch.randn(count, 12).to(dtype)
+            torch.testing.assert_close(made(x), F.linear(x, weight, bias), rtol=1e-2, atol=1e-2)
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=128,
+        attention_bias=True,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def test_without_the_packed_product_a_model_is_served_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "packs", lambda dtype: False)
+    served = serve(llama(), name="tiny")
+    assert served.model_info["forward"] == "compiled" and served.model_info["self_check_error"] < 1e-5
+
+
+def test_the_model_itself_computes_as_before() -> None:
+    model, ids = llama(), torch.arange(5, 40)[None]
+    with torch.no_grad():
+        model.set_attn_implementation("eager")
+        before = model(ids).logits
+        serve(model, name="tiny")
+        model.set_attn_implementation("eager")
+        torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=1e-6)
+
+
+def test_merged_projections_weigh_nothing() -> None:
+    model = llama()
+    serve(model, name="tiny")
+    attention = model.model.layers[0].self_attn
+    storages = {p.weight.untyped_storage().data_ptr() for p in (attention.q_proj, attention.v_proj)}
+    assert len(storages) == 1
+
+
+def test_what_the_kernels_cannot_serve_goes_to_another_backend() -> None:
+    assert serve(llama(), name="tiny", block_size=5).model_info["attention_backend"] == "packed"
+    assert serve(llama().half(), name="tiny").model_info["attention_backend"] == "packed"
+    with pytest.raises(ModelError, match="block size 5 is no multiple of 4"):
+        serve(llama(), name="tiny", block_size=5, backend="compiled")
