@@ -31,19 +31,13 @@ class Kernel:
         num_arguments: Integers that it takes.
     """
 
-    __slots__ = ("_address", "_arguments", "_keep", "_parallel", "_serial")
+    __slots__ = ("_address", "_arguments", "_call", "_entry")
 
     def __init__(self, body: Any, num_arguments: int) -> None:
         self._arguments = (ctypes.c_int64 * num_arguments)()
         self._address = ctypes.addressof(self._arguments)
-        serial = _entry(body, num_arguments, parallel=False)
-        self._serial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(serial.address)
-        self._keep = [serial]
-        self._parallel = 0
-        if gomp_parallel() is not None:
-            parallel = _entry(body, num_arguments, parallel=True)
-            self._keep.append(parallel)
-            self._parallel = parallel.address
+        self._entry = _entry(body, num_arguments)
+        self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._entry.address)
 
     def __call__(self, work: int, *arguments: int) -> None:
         """Run; ``work`` says roughly how many elements there are to touch."""
@@ -51,9 +45,9 @@ class Kernel:
         threads = torch.get_num_threads()
         start = gomp_parallel()
         if work < SERIAL_WORK or threads == 1 or start is None:
-            self._serial(self._address)
+            self._call(self._address)
         else:
-            start(self._parallel, self._address, threads, 0)
+            start(self._entry.address, self._address, threads, 0)
 
 
 @cache
@@ -68,17 +62,18 @@ def gomp_parallel() -> Callable[[int, int, int, int], None] | None:
     return start
 
 
-def _entry(body: Any, num_arguments: int, parallel: bool) -> Any:
-    if parallel:
+def _entry(body: Any, num_arguments: int) -> Any:
+    """A C function of the arguments' address; called outside a parallel region it is the only thread."""
+    if gomp_parallel() is None:
 
         @cfunc(_ENTRY)
-        def share(arguments: Any) -> None:
-            body(carray(arguments, num_arguments), _thread_number(), _number_of_threads())
+        def everything(arguments: Any) -> None:
+            body(carray(arguments, num_arguments), 0, 1)
 
-        return share
+        return everything
 
     @cfunc(_ENTRY)
-    def everything(arguments: Any) -> None:
-        body(carray(arguments, num_arguments), 0, 1)
+    def share(arguments: Any) -> None:
+        body(carray(arguments, num_arguments), _thread_number(), _number_of_threads())
 
-    return everything
+    return share
