@@ -1,0 +1,36 @@
+"""TuneBatch's engine with continuous batching."""
+
+from __future__ import annotations
+
+from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.engine import Engine
+from tunebatch.engine.request import Request
+from tunebatch.engine.strategies import strategy
+from tunebatch.execute.torch.load import serve
+from tunebatch.execute.torch.same_tokens import AllAtOnce
+
+from .work import CONTEXT, Case, Side, Turn, load, timed
+
+BLOCK_SIZE = 16
+
+
+def ours(case: Case) -> Side:
+    """Every running sequence finds room in the KV cache at its full length, as on the other sides."""
+    executor = serve(
+        load(case),
+        name=case.folder.name,
+        block_size=BLOCK_SIZE,
+        num_blocks=case.batch * -(-CONTEXT // BLOCK_SIZE),
+        max_slots=case.batch,
+    )
+
+    def turn(requests: list[Request]) -> Turn:
+        executor.reset()
+        policy = strategy("continuous", {"max_batch_size": case.batch}).make_policy()
+        engine = Engine(executor, policy, AllAtOnce(requests), ReplayClock())
+        with timed() as span:
+            record = engine.run()
+        outputs = {served.id: served.output for served in record.requests}
+        return Turn(span.seconds, [outputs[request.id] for request in requests], span.foreign_cores)
+
+    return turn

@@ -1,0 +1,137 @@
+"""The work that every side serves, and what a side answers when it is its turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from tunebatch.engine.request import Request
+from tunebatch.execute.torch.load import DTYPES
+from tunebatch.measure.cpu_telemetry import CpuTelemetry
+from tunebatch.models import bundled_target
+
+PROMPT_TOKENS, OUTPUT_TOKENS = 128, (16, 256)
+CONTEXT = PROMPT_TOKENS + OUTPUT_TOKENS[1]
+WARM_UP_TOKENS = 32
+# vocabulary, hidden, layers, heads, kv heads, intermediate, tied embeddings
+SHAPES = {
+    "tiny": (4096, 256, 6, 8, 4, 704, False),
+    "small": (8192, 512, 8, 8, 4, 1408, False),
+    "135m": (49152, 576, 30, 9, 3, 1536, True),
+}
+MODELS = ("bundled", *SHAPES)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row of the comparison: a model's folder, a number type, a limit of running sequences, requests."""
+
+    folder: Path
+    dtype: str
+    batch: int
+    requests: list[Request]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a side did in its turn.
+
+    Attributes:
+        seconds: From handing over all requests until the last output token; loading is not in it.
+        outputs: Output tokens of each request, in the order of the requests.
+        foreign_cores: Cores' worth of work that anybody but this side did meanwhile, the waiting
+            sides included; None where the system does not tell.
+    """
+
+    seconds: float
+    outputs: list[list[int]]
+    foreign_cores: float | None
+
+
+# Serves the requests given and says how long it took.
+Side = Callable[[list[Request]], Turn]
+
+
+@dataclass(slots=True)
+class Span:
+    """Seconds of a timed block, and the cores' worth of work that other processes did meanwhile."""
+
+    seconds: float = 0.0
+    foreign_cores: float | None = None
+
+
+@contextmanager
+def timed() -> Iterator[Span]:
+    """Times a block in this process."""
+    span = Span()
+    telemetry = CpuTelemetry()
+    with telemetry:
+        start = time.perf_counter()
+        yield span
+        span.seconds = time.perf_counter() - start
+    if telemetry.use is not None:
+        span.foreign_cores = telemetry.use.other_cpu_percent / 100
+
+
+def save(model: str, dtype: str, folder: Path) -> tuple[int, int]:
+    """Writes the model's weights in Hugging Face format; returns its parameters and its vocabulary's size.
+
+    No EOS token is left in its configuration: every side generates exactly the lengths asked for.
+    """
+    if model == "bundled":
+        network = transformers.AutoModelForCausalLM.from_pretrained(bundled_target(), dtype=DTYPES[dtype])
+    else:
+        network = _random_llama(*SHAPES[model]).to(DTYPES[dtype])
+    network.config.eos_token_id = network.generation_config.eos_token_id = None
+    network.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in network.parameters()), network.config.vocab_size
+
+
+def load(case: Case) -> Any:
+    """A copy of the model of a side's own, with transformers' SDPA attention."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        case.folder, dtype=DTYPES[case.dtype], attn_implementation="sdpa"
+    ).eval()
+
+
+def traffic(vocabulary: int, num_requests: int) -> list[Request]:
+    """Requests that are all there at once: random prompts, seeded uniform output lengths."""
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(OUTPUT_TOKENS[0], OUTPUT_TOKENS[1] + 1, num_requests)
+    return [
+        Request(i, tuple(rng.integers(4, vocabulary, PROMPT_TOKENS).tolist()), int(n), ignore_eos=True)
+        for i, n in enumerate(lengths)
+    ]
+
+
+def warm_up_requests(case: Case) -> list[Request]:
+    """A full batch of the case's own prompts with short outputs."""
+    return [
+        replace(request, max_tokens=min(request.max_tokens, WARM_UP_TOKENS))
+        for request in case.requests[: case.batch]
+    ]
+
+
+def _random_llama(
+    vocabulary: int, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, tied: bool
+) -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=2048,
+        tie_word_embeddings=tied,
+    )
+    return transformers.LlamaForCausalLM(config)
