@@ -9,11 +9,20 @@ import numpy as np
 import torch
 from numba import njit
 
-from tunebatch.execute.torch.compiled.pointers import ELEMENTS, FAST, exp, float32s, float_of, int64s
+from tunebatch.execute.torch.compiled.pointers import (
+    ELEMENTS,
+    FAST,
+    exp,
+    float32s,
+    float_of,
+    int64s,
+    prefetch,
+)
 from tunebatch.execute.torch.compiled.rotary import prepared
 from tunebatch.execute.torch.compiled.threads import Kernel
 
 _NOTHING = np.float32(-1e30)
+CACHE_LINE = 64
 
 
 def scratch_floats(dim: int, value_dim: int, group: int, block_size: int) -> int:
@@ -33,6 +42,7 @@ def decode_kernel(dtype: torch.dtype, dim: int, value_dim: int, group: int, bloc
     at, load, store = element.at, element.load, element.store
     prepare = prepared(load, dim)
     score, gather = _scores(load, dim, group, block_size), _gather(load, value_dim, group, block_size)
+    key_bytes, value_bytes = dim * block_size * element.size, value_dim * block_size * element.size
     scratch_bytes = 4 * scratch_floats(dim, value_dim, group, block_size)
 
     @njit(**FAST)
@@ -85,10 +95,16 @@ def decode_kernel(dtype: torch.dtype, dim: int, value_dim: int, group: int, bloc
                     largest[g], weight[g] = _NOTHING, np.float32(0.0)
                     for j in range(value_dim):
                         total[g * value_dim + j] = np.float32(0.0)
-                for index in range(
-                    (context - visible) // block_size, (context + block_size - 1) // block_size
-                ):
+                last = (context + block_size - 1) // block_size
+                for index in range((context - visible) // block_size, last):
                     page = tables[i * width + index] * kv_heads + head
+                    if index + 1 < last:
+                        # Pages lie scattered: without a hint each begins with a wait for memory.
+                        following = tables[i * width + index + 1] * kv_heads + head
+                        for line in range(0, key_bytes, CACHE_LINE):
+                            prefetch(a[10] + following * key_bytes + line)
+                        for line in range(0, value_bytes, CACHE_LINE):
+                            prefetch(a[11] + following * value_bytes + line)
                     score(queries, key_cache, page * dim * block_size, scores)
                     if softcap > 0:
                         for j in range(group * block_size):

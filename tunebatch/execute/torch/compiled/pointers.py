@@ -36,6 +36,22 @@ _uint16s = _pointer_to(types.uint16)
 
 
 @intrinsic
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, to be read soon."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        ask = builder.module.declare_intrinsic(
+            "llvm.prefetch", (byte,), ir.FunctionType(ir.VoidType(), (byte, number, number, number))
+        )
+        read, keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
+        builder.call(ask, (builder.inttoptr(arguments[0], byte), read, keep, data))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def bits_of(typing_context: Any, value: Any) -> Any:
     """The bits of a float32 as an int32."""
 
