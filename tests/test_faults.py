@@ -122,10 +122,9 @@ def finish(home: Path) -> None:
     folder = home / "here"
     before = journal(folder)
     known = measured(folder)
-    kept = {
-        path: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json") if config(path) in known
-    }
-    assert len(kept) == len(known)
+    runs = [path for path in folder.glob("*/**/result.json") if config(path) in known]
+    kept = {path: path.stat().st_mtime_ns for path in runs}
+    assert {config(path) for path in kept} == set(known)
     process = start("sweep", "--resume", "here", "--trials", str(len(known) + 2), cwd=home)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err

@@ -14,6 +14,19 @@ import pytest
 from tunebatch.cli.session import Session
 from tunebatch.measure import result
 
+# A run per configuration, which any machine calls good enough.
+QUICK_SWEEP = [
+    "sweep",
+    "-p",
+    "smoke",
+    "--objective",
+    "throughput",
+    "--slo",
+    "p90_ttft<=1min",
+    "--trials",
+    "2",
+]
+
 
 def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
     done = tunebatch("run", "static", "--set", "max_batch_size=8", "-o", "here")
@@ -122,8 +135,8 @@ def test_a_full_disk_and_an_unexpected_error_are_one_line(
 
 
 def test_a_sweep_goes_on_in_its_own_folder_only_when_told_to(tunebatch: Any) -> None:
-    assert tunebatch("sweep", "-p", "smoke", "--trials", "2", "-o", "here").code == 0
-    done = tunebatch("sweep", "-p", "smoke", "--trials", "2", "-o", "here")
+    assert tunebatch(*QUICK_SWEEP, "-o", "here").code == 0
+    done = tunebatch(*QUICK_SWEEP, "-o", "here")
     assert done.code == 2 and "--resume here" in done.err
 
 
@@ -179,7 +192,7 @@ def test_a_place_that_cannot_be_written_is_told_before_measuring(
     assert done.code == 2 and "error: --out file/there: not a directory" in done.err
 
 
-@pytest.mark.parametrize("command", [["run"], ["compare", "--strategy", "all"], ["sweep", "-p", "smoke"]])
+@pytest.mark.parametrize("command", [["run"], ["compare", "--strategy", "all"], QUICK_SWEEP])
 def test_what_cannot_be_written_is_shown_all_the_same(
     tunebatch: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:

@@ -44,8 +44,9 @@ def test_a_comparison_goes_on(tunebatch: Any) -> None:
 
 
 def test_a_sweep_goes_on_and_finds_what_fits(tunebatch: Any) -> None:
-    arguments = ["--strategy", "sequential", "--strategy", "continuous", "--trials", "8", "-o", "here"]
-    done = tunebatch("sweep", "-p", "smoke", *arguments)
+    goal = ["--objective", "throughput", "--slo", "p90_ttft<=1min"]
+    names = ["--strategy", "sequential", "--strategy", "continuous"]
+    done = tunebatch("sweep", "-p", "smoke", *goal, *names, "--trials", "8", "-o", "here")
     assert done.code == 0, done.err
     assert TOLD in done.err
     trials = json.loads(Path("here/sweep.json").read_text())["trials"]
