@@ -1,23 +1,42 @@
-# Every target does its own set-up in .venv.
+# Every target does its own set-up in .venv; the versions are those of constraints.txt.
 PYTHON ?= python3
+SWEEP_ARGS ?=
+BENCH_ARGS ?=
+
 VENV := .venv
 STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip -qq --disable-pip-version-check
 
-.PHONY: test check clean
+.PHONY: sweep test check bench clean
+
+sweep: $(STAMP)
+	@$(VENV)/bin/tunebatch sweep $(SWEEP_ARGS)
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest
 
 check: $(STAMP)
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
 
+bench: $(STAMP)
+	@$(VENV)/bin/python benchmarks/planner.py
+	@$(VENV)/bin/python benchmarks/engine_cpu.py $(BENCH_ARGS)
+
+# The stamp goes first and comes last, so that an installation that broke off is begun again. torch is
+# installed alone, before anything that would choose another build of it.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "TuneBatch needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing)." \
+	    "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@rm -f $@
+	@$(VENV)/bin/python -c '' 2>/dev/null || rm -rf $(VENV)
+	@echo "installing into $(VENV): once, a few minutes, most of them for torch"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --constraint constraints.txt torch
+	@$(PIP) install --constraint constraints.txt --editable ".[dev]"
+	@touch $@
 
 clean:
 	rm -rf $(VENV)

@@ -180,8 +180,8 @@ def load_profile(
     Args:
         path_or_name: A TOML file or the name of a ready-made profile; None for the defaults alone.
         overrides: Flags by section and key; None values are flags that were not given. A workload
-            ``name`` or ``trace_file`` among them replaces the file's traffic but for its number of
-            requests and seed, and limits among them replace the file's limits.
+            ``name`` or ``trace_file`` among them replaces the file's traffic but for its seed, and
+            for its number of requests unless it is a trace; limits replace the file's limits.
 
     Raises:
         ProfileError: See there.
@@ -193,7 +193,7 @@ def load_profile(
     values, source, name = _read(path_or_name) if path_or_name is not None else ({}, "defaults", "defaults")
     environment = _from_environment(os.environ if environ is None else environ)
     if {"name", "trace_file"} & flags.get("workload", {}).keys():
-        kept = {"requests", "seed"}
+        kept = {"seed"} if "trace_file" in flags["workload"] else {"seed", "requests"}
         values["workload"] = {k: v for k, v in values.get("workload", {}).items() if k in kept}
     if flags.get("slo"):
         values.pop("slo", None)

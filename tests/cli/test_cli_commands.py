@@ -5,12 +5,27 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tunebatch.cli.session import Session
+from tunebatch.measure import result
+
+# A run per configuration, which any machine calls good enough.
+QUICK_SWEEP = [
+    "sweep",
+    "-p",
+    "smoke",
+    "--objective",
+    "throughput",
+    "--slo",
+    "p90_ttft<=1min",
+    "--trials",
+    "2",
+]
 
 
 def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
@@ -89,6 +104,8 @@ def test_an_slo_that_nothing_keeps_is_exit_6(tunebatch: Any) -> None:
 def test_a_dry_run_measures_nothing(tunebatch: Any, fake_model: list[str]) -> None:
     done = tunebatch("sweep", "--dry-run")
     assert done.code == 0 and "96 requests" in done.out and "enough" in done.out
+    assert "predicted: one run of the workload takes: sequential " in done.out
+    assert "no configuration was measured" in done.out
     assert "same tokens" not in fake_model and not Path("results").exists()
 
 
@@ -104,20 +121,100 @@ def test_ctrl_c_is_130(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_full_disk_and_an_unexpected_error_are_one_line(
     tunebatch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for error, told in ((OSError(errno.ENOSPC, "x", "f"), "disk is full"), (KeyError("k"), "internal error")):
+    full, unexpected = OSError(errno.ENOSPC, "x", "f"), KeyError("k")
+    for error, code, told in ((full, 7, "disk is full"), (unexpected, 1, "internal error")):
 
         def fail(*args: Any, error: Exception = error) -> None:
             raise error
 
         monkeypatch.setattr(Session, "measure_as_asked", fail)
         done = tunebatch("run", "-q")
-        assert done.code == 1 and told in done.err and len(done.err.splitlines()) == 1
+        assert done.code == code and told in done.err and len(done.err.splitlines()) == 1
     monkeypatch.setenv("TUNEBATCH_DEBUG", "1")
     assert "Traceback" in tunebatch("run", "-q").err
 
 
-def test_doctor_says_what_there_is(tunebatch: Any) -> None:
-    done = tunebatch("doctor", "--json")
-    checks = {check["what"]: check for check in json.loads(done.out)["checks"]}
-    assert checks["python"]["state"] == "ok" and {"torch", "optuna", "CUDA", "bundled model"} <= checks.keys()
-    assert all(check["mend"] for check in checks.values() if check["state"] == "missing")
+def test_a_sweep_goes_on_in_its_own_folder_only_when_told_to(tunebatch: Any) -> None:
+    assert tunebatch(*QUICK_SWEEP, "-o", "here").code == 0
+    done = tunebatch(*QUICK_SWEEP, "-o", "here")
+    assert done.code == 2 and "--resume here" in done.err
+
+
+def test_the_next_command_asks_the_same_question(tunebatch: Any) -> None:
+    arguments = ["-p", "smoke", "--trials", "2", "--seed", "3", "--slo", "p90_ttft<=300ms", "-o", "here"]
+    done = tunebatch("sweep", *arguments)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("next: ")]
+    words = shlex.split(line.removeprefix("next: tunebatch "))
+    assert words[0] == "run" and "--rate" in words
+    assert words[words.index("--profile") + 1] == "smoke"
+    assert words[words.index("--seed") + 1] == "3"
+    assert words[words.index("--slo") + 1] == "p90_ttft<=300ms"
+    assert tunebatch(*words, "-o", "again").code == 0
+
+
+def test_ctrl_c_before_anything_was_measured(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any, **rest: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "measure", interrupt)
+    done = tunebatch("sweep", "-p", "smoke", "-o", "here")
+    assert done.code == 130 and done.out == ""
+    assert "interrupted before one configuration was measured" in done.err and "--resume here" in done.err
+
+
+def test_ctrl_c_in_a_comparison_shows_what_there_is(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = Session.measure_as_asked, []
+
+    def second_time(self: Session, chosen: Any, rate: float | None) -> Any:
+        calls.append(chosen.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(self, chosen, rate)
+
+    monkeypatch.setattr(Session, "measure_as_asked", second_time)
+    done = tunebatch("compare", "--strategy", "static", "--strategy", "continuous", "-o", "here")
+    assert done.code == 130 and "interrupted" in done.err
+    assert "static" in done.out and "continuous" not in done.out
+    assert os.listdir("here") == ["static"]
+
+
+@pytest.mark.parametrize("command", [["run"], ["compare"], ["sweep", "-p", "smoke"]])
+def test_a_place_that_cannot_be_written_is_told_before_measuring(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    def measure(*args: Any, **rest: Any) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(Session, "measure", measure)
+    Path("file").write_text("")
+    done = tunebatch(*command, "-o", "file/there")
+    assert done.code == 2 and "error: --out file/there: not a directory" in done.err
+
+
+@pytest.mark.parametrize("command", [["run"], ["compare", "--strategy", "all"], QUICK_SWEEP])
+def test_what_cannot_be_written_is_shown_all_the_same(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    kept = result.write_result
+
+    def full(what: Any, directory: Any) -> Path:
+        if "trials" in Path(directory).parts:
+            return kept(what, directory)
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise result.ResultError("could not write it") from error
+
+    monkeypatch.setattr(result, "write_result", full)
+    done = tunebatch(*command, "-o", "here")
+    assert done.code == 7 and "the disk is full" in done.err
+    assert "p90 TTFT" in done.out
+
+
+def test_saved_results_are_told_apart_by_their_folders(tunebatch: Any) -> None:
+    tunebatch("run", "static", "-o", "before")
+    tunebatch("run", "static", "-o", "after")
+    done = tunebatch("compare", "before", "after/result.json")
+    assert done.code == 0, done.err
+    assert "static (before)" in done.out and "static (after)" in done.out

@@ -23,6 +23,8 @@ CASES = {
     "time": (["sweep", "--time", "3q"], ["unknown unit 'q'"]),
     "trials": (["sweep", "--trials", "0"], ["trials = 0", "nearest valid value is 1"]),
     "workload": (["run", "-w", "chatt"], ["unknown workload", "did you mean 'chat'"]),
+    "batch beyond the slots": (["run", "--set", "max_batch_size=65"], ["there are 64 batch slots"]),
+    "trace without its file": (["run", "-w", "azure"], ["azure is a format of traces", "--trace-file"]),
     "model": (["run", "-m", "./nowhere"], ["./nowhere: no such folder"]),
     "GPU": (["run", "--device", "cuda"], ["torch finds no CUDA device"]),
     "device": (["run", "--device", "gpu0"], ["[model] device = 'gpu0'", "did you mean"]),

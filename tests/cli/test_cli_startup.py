@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -34,3 +35,20 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_version() -> None:
     assert _call("--version").startswith(f"tunebatch {tunebatch.__version__}\n")
+
+
+def test_help_names_what_there_is() -> None:
+    from typer.testing import CliRunner
+
+    from tunebatch.cli.main import app
+    from tunebatch.engine.strategies import STRATEGIES
+    from tunebatch.profile import profile_names
+    from tunebatch.workload.named import NAMED
+    from tunebatch.workload.traces import TRACE_FORMATS
+
+    for command in ("sweep", "compare", "run", "doctor"):
+        shown = CliRunner().invoke(app, [command, "--help"], terminal_width=80).output
+        assert max(map(len, shown.splitlines())) <= 80
+        words = set(re.findall(r"[\w-]+", shown))
+        if command != "doctor":
+            assert {*STRATEGIES, *profile_names(), *NAMED, *TRACE_FORMATS} <= words

@@ -145,11 +145,12 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
 def test_out_of_memory_is_infeasible_and_not_fatal(tmp_path: Path) -> None:
     def before(strategy: Strategy) -> None:
         if dict(strategy.knobs).get("max_batch_size", 0) > 20:
-            raise OutOfDeviceMemoryError("step of 33 sequences")
+            raise OutOfDeviceMemoryError("out of device memory in a step of 33 decodes")
 
     outcome = sweep(Device(before=before), tmp_path, strategies=("static", "continuous"), max_trials=12)
     oom = [trial for trial in outcome.trials if trial.oom]
     assert len(oom) >= 2 and all(trial.capacity == 0.0 for trial in oom)
+    assert {trial.binding for trial in oom} == {"device memory in a step of 33 decodes"}
     assert outcome.winner is not None and not outcome.winner.oom
     assert same_constraints_everywhere(tmp_path) == {"p90_ttft", "p90_tpot", "oom"}
     told = {t.number: t for t in studies(tmp_path)["search"].trials}

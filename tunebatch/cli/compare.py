@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunebatch.cli import options
-from tunebatch.cli.errors import NOT_COMPARABLE, CliError
+from tunebatch.cli.errors import INFEASIBLE, NOT_COMPARABLE, CliError
 
 if TYPE_CHECKING:
     from tunebatch.measure.result import RunResult
+    from tunebatch.profile import Profile
     from tunebatch.report.rows import Row
 
 SCHEMA = "tunebatch.compare.v1"
@@ -20,11 +22,20 @@ SCHEMA = "tunebatch.compare.v1"
 def compare(
     results: Annotated[
         list[Path] | None,
-        typer.Argument(help="Saved results; without, strategies are measured.", show_default=False),
+        typer.Argument(
+            metavar="RESULT",
+            help="Saved results, as files or their folders. Without any, strategies are measured.",
+            show_default=False,
+        ),
     ] = None,
     strategy: Annotated[
         list[str] | None,
-        typer.Option("--strategy", help="With its default knobs; repeat, or 'all'.", show_default=False),
+        typer.Option(
+            "--strategy",
+            metavar="NAME",
+            help="sequential, static, dynamic, continuous, or all. Repeat for more.",
+            show_default=False,
+        ),
     ] = None,
     profile: options.ProfileName = "quickstart",
     model: options.Model = None,
@@ -74,37 +85,62 @@ def compare(
             search={"strategies": strategy or None},
         ),
     )
-    _measured(asked, rate, out, json, quiet)
-    return 0
+    return _measured(asked, rate, out, json, quiet)
 
 
-def _measured(asked: Any, rate: float | None, out: Path | None, json: bool, quiet: bool) -> None:
+def _measured(asked: Profile, rate: float | None, out: Path | None, json: bool, quiet: bool) -> int:
+    """Measures strategy after strategy; shows what there is, whatever ends it."""
     from tunebatch.cli import output
     from tunebatch.cli.session import Session
+    from tunebatch.cli.traffic import checked_spec
+    from tunebatch.engine.plan import OutOfDeviceMemoryError
     from tunebatch.engine.strategies import strategy as make_strategy
-    from tunebatch.measure.result import write_result
+    from tunebatch.measure.result import ResultError, write_result
     from tunebatch.report.progress import Progress
 
     chosen = [make_strategy(name) for name in asked.search.strategies]
+    for one in chosen:
+        options.check_slots(one, asked.device.max_slots)
+    spec = checked_spec(asked)
     folder = output.results_folder("compare", out)
-    measured: list[RunResult] = []
+    measured: list[tuple[str, RunResult]] = []
+    infeasible: list[str] = []
+    stopped: BaseException | None = None
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
-        session = Session.open(asked)
-        progress.note(session.describe())
+        session = Session.open(asked, spec)
+        for line in session.describe():
+            progress.note(line)
         progress.note(session.check_tokens(chosen))
-        for index, one in enumerate(chosen, 1):
-            progress.status(f"measuring {index} of {len(chosen)}: {one.label}")
-            measured.append(session.measure_as_asked(one, rate))
-            write_result(measured[-1], folder / one.name)
-    _show(measured, json, quiet)
+        output.make_folder(folder)
+        try:
+            for index, one in enumerate(chosen, 1):
+                progress.status(f"measuring {index} of {len(chosen)}: {one.label}")
+                try:
+                    measured.append(("", session.measure_as_asked(one, rate)))
+                except OutOfDeviceMemoryError as error:
+                    infeasible.append(f"{one.label}: {error}")
+                    continue
+                write_result(measured[-1][1], folder / one.name)
+        except (KeyboardInterrupt, ResultError) as error:
+            stopped = error
+    if measured:
+        _show(measured, json, quiet)
+    for line in infeasible:
+        print(line, file=sys.stderr)
+    if stopped is not None:
+        raise stopped
+    if not measured:
+        return INFEASIBLE
     if not (quiet or json):
+        output.print_notes(session.workload().notes)
         console = output.stderr()
         console.print(f"written: {folder}", soft_wrap=True)
         console.print(
             "next: tunebatch sweep, which finds each strategy's capacity inside the SLO and its best knobs",
             soft_wrap=True,
         )
+    return 0
 
 
 def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
@@ -121,7 +157,12 @@ def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
                     f"{path} is not comparable with {paths[0]}: {what} {other!r}, not {value!r}",
                     NOT_COMPARABLE,
                 )
-    _show(found, json, quiet)
+    _show([(_source(path), result) for path, result in zip(paths, found, strict=True)], json, quiet)
+
+
+def _source(path: Path) -> str:
+    """What the user calls a saved result."""
+    return str(path.parent if path.name == "result.json" and path.parent.name else path)
 
 
 def _identity(result: RunResult) -> dict[str, Any]:
@@ -136,14 +177,15 @@ def _identity(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _show(results: list[RunResult], json: bool, quiet: bool) -> None:
+def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None:
+    """Results with where they come from, which is nothing for those measured now."""
     from tunebatch.cli import output
     from tunebatch.measure.result import to_json_dict
     from tunebatch.report.screen import print_rows
     from tunebatch.report.sentence import fastest_line
 
     if json:
-        output.print_json({"schema": SCHEMA, "results": [to_json_dict(result) for result in results]})
+        output.print_json({"schema": SCHEMA, "results": [to_json_dict(result) for _, result in results]})
         return
     rate_name, rows = _rows(results)
     print_rows(
@@ -156,11 +198,16 @@ def _show(results: list[RunResult], json: bool, quiet: bool) -> None:
     )
 
 
-def _rows(results: list[RunResult]) -> tuple[str, list[Row]]:
+def _rows(results: list[tuple[str, RunResult]]) -> tuple[str, list[Row]]:
     """At an offered rate throughput only repeats the rate, so goodput is what differs."""
     from tunebatch.report.rows import Row
 
-    at_rate = all(result.workload.get("rate_per_s") for result in results)
-    if at_rate and all(result.metrics.request_goodput is not None for result in results):
-        return "goodput req/s", [Row(result, result.metrics.request_goodput) for result in results]
-    return "req/s", [Row(result, result.metrics.request_throughput) for result in results]
+    metrics = [result.metrics for _, result in results]
+    at_rate = all(result.workload.get("rate_per_s") for _, result in results)
+    if at_rate and all(one.request_goodput is not None for one in metrics):
+        return "goodput req/s", [
+            Row(result, result.metrics.request_goodput, source=source) for source, result in results
+        ]
+    return "req/s", [
+        Row(result, result.metrics.request_throughput, source=source) for source, result in results
+    ]

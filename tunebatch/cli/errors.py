@@ -7,7 +7,8 @@ import os
 import sys
 import traceback
 
-OK, INTERNAL, USAGE, NOT_COMPARABLE, INFEASIBLE, INTERRUPTED = 0, 1, 2, 5, 6, 130
+OK, INTERNAL, USAGE, NOT_COMPARABLE, INFEASIBLE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 5, 6, 7, 130
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CliError(Exception):
@@ -27,6 +28,15 @@ def report_error(error: Exception) -> int:
     return code
 
 
+def disk_is_full(error: BaseException | None) -> bool:
+    """The error, or what caused it, is a write that found no room."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        error = error.__cause__
+    return False
+
+
 def _one_line(error: Exception) -> tuple[str, int]:
     text = " ".join(str(error).split())
     name = type(error).__name__
@@ -34,11 +44,11 @@ def _one_line(error: Exception) -> tuple[str, int]:
         return text, error.code
     if hasattr(error, "format_message"):  # typer's usage errors
         return " ".join(str(error.format_message()).split()), USAGE
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        place = f" at {error.filename}" if error.filename else ""
+    if disk_is_full(error):
+        place = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return (
-            f"the disk is full{place}; what was written before is intact: free some space, repeat",
-            INTERNAL,
+            f"the disk is full{place}; what was written before is intact: free some space, then repeat",
+            ENVIRONMENT,
         )
     if type(error).__module__.startswith("tunebatch."):
         return text, USAGE if isinstance(error, ValueError) else INTERNAL

@@ -35,16 +35,16 @@ def _root(
         typer.echo(context.get_help())
 
 
-app.command("sweep")(sweep.sweep)
-app.command("compare")(compare.compare)
-app.command("run")(run.run)
-app.command("doctor")(doctor.doctor)
+app.command("sweep", short_help="Find the best strategy and knobs inside the SLO.")(sweep.sweep)
+app.command("compare", short_help="Set strategies, or saved results, side by side.")(compare.compare)
+app.command("run", short_help="Measure one strategy once.")(run.run)
+app.command("doctor", short_help="Say what this machine has, and what it lacks.")(doctor.doctor)
 
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs one command; returns its exit code and raises nothing."""
     try:
-        code = app(list(arguments), standalone_mode=False)
+        code = app(list(arguments), standalone_mode=False, prog_name="tunebatch")
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,43 +3,95 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunebatch.cli.errors import CliError
 
+if TYPE_CHECKING:
+    from tunebatch.engine.strategies import Strategy
+
 ProfileName = Annotated[
-    str, typer.Option("--profile", "-p", help="A TOML file, or a ready-made profile's name.")
+    str,
+    typer.Option(
+        "--profile",
+        "-p",
+        metavar="PROFILE",
+        help="A TOML file, or a ready-made profile: quickstart, chat-p99, smoke.",
+    ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="'bundled', a local folder, or a hub id.", show_default=False),
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="'bundled', a local folder, or a hub id (owner/name).",
+        show_default=False,
+    ),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.", show_default=False)]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="auto, cpu or cuda.", show_default=False),
+]
 WorkloadName = Annotated[
-    str | None, typer.Option("--workload", "-w", help="A named workload.", show_default=False)
+    str | None,
+    typer.Option(
+        "--workload",
+        "-w",
+        metavar="NAME",
+        help="chat, code, summarize, offline or quickstart; or the format of --trace-file: azure or jsonl.",
+        show_default=False,
+    ),
 ]
 TraceFile = Annotated[
-    str | None, typer.Option("--trace-file", help="A request trace to replay.", show_default=False)
+    str | None,
+    typer.Option(
+        "--trace-file",
+        metavar="FILE",
+        help="Replay recorded requests; the format is found from the file.",
+        show_default=False,
+    ),
 ]
 SloTexts = Annotated[
     list[str] | None,
-    typer.Option("--slo", help="A limit such as 'p90_ttft<=500ms'; repeat for more.", show_default=False),
+    typer.Option(
+        "--slo",
+        metavar="LIMIT",
+        help="Such as 'p90_ttft<=500ms': a statistic of ttft, tpot, itl or e2e. Repeat for more.",
+        show_default=False,
+    ),
 ]
 Requests = Annotated[
-    int | None, typer.Option("--requests", "-n", help="How many requests a run serves.", show_default=False)
+    int | None,
+    typer.Option(
+        "--requests",
+        "-n",
+        metavar="N",
+        help="Requests of a run; of a trace the first N [as many as the SLO needs].",
+        show_default=False,
+    ),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of arrivals and lengths.", show_default=False)]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", help="Of arrivals, lengths and prompts.", show_default=False),
+]
 Rate = Annotated[
     float | None,
     typer.Option(
-        "--rate", "-r", help="Requests per second [the workload's, or all at once].", show_default=False
+        "--rate",
+        "-r",
+        metavar="RATE",
+        help="Requests per second [the trace's own, otherwise all at once].",
+        show_default=False,
     ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="Folder for the results [results/<name>].", show_default=False),
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", help="Where results go [results/<name>].", show_default=False
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the answer only.")]
@@ -90,6 +142,16 @@ def knob_values(texts: list[str]) -> dict[str, float]:
         except ValueError:
             raise CliError(f"--set {name.strip()}: {value.strip()!r} is not a number") from None
     return values
+
+
+def check_slots(chosen: Strategy, max_slots: int) -> None:
+    """Refuses a batch that would silently be a smaller one."""
+    batch = dict(chosen.knobs).get("max_batch_size", 0)
+    if batch > max_slots:
+        raise CliError(
+            f"max_batch_size = {batch:g}: there are {max_slots} batch slots; "
+            f"for more, [device] max_slots in a profile or TUNEBATCH_DEVICE_MAX_SLOTS={batch:g}"
+        )
 
 
 def check_rate(rate: float | None) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tunebatch.cli.errors import CliError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +44,12 @@ def ascii_only() -> bool:
     return False
 
 
+def print_notes(notes: Sequence[str]) -> None:
+    """What was done to the traffic, which the numbers are about; one line each."""
+    for index, note in enumerate(notes):
+        print(f"{'note: ' if index == 0 else '      '}{note}")
+
+
 def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2, allow_nan=False))
 
@@ -55,6 +65,20 @@ def results_folder(command: str, out: Path | None) -> Path:
     return folder
 
 
+def make_folder(folder: Path) -> None:
+    """Before anything is measured, so that no result is lost for want of a place.
+
+    Raises:
+        CliError: It cannot be made, or not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CliError(f"--out {folder}: {(error.strerror or str(error)).lower()}") from error
+    if not os.access(folder, os.W_OK):
+        raise CliError(f"--out {folder}: not writable")
+
+
 def write_json(path: Path, data: Any) -> None:
     """All or nothing, as result files."""
     from tunebatch.measure.atomic import write_all
@@ -64,5 +88,4 @@ def write_json(path: Path, data: Any) -> None:
     def write(file: Any) -> None:
         file.write(text)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_all(path.parent, {path.name: write})

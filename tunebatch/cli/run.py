@@ -7,13 +7,22 @@ from typing import Annotated
 import typer
 
 from tunebatch.cli import options
+from tunebatch.cli.errors import INFEASIBLE, CliError
 
 
 def run(
-    strategy: Annotated[str, typer.Argument(help="Such as continuous.")] = "continuous",
+    strategy: Annotated[
+        str, typer.Argument(metavar="STRATEGY", help="sequential, static, dynamic or continuous.")
+    ] = "continuous",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", help="A knob, such as max_batch_size=32; repeat.", show_default=False),
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KNOB=VALUE",
+            help="Such as max_batch_size=32. Repeat for more.",
+            show_default=False,
+        ),
     ] = None,
     profile: options.ProfileName = "quickstart",
     model: options.Model = None,
@@ -24,7 +33,9 @@ def run(
     rate: options.Rate = None,
     requests: options.Requests = None,
     seed: options.Seed = None,
-    clock: Annotated[str, typer.Option(help="replay skips idle gaps; wall waits through them.")] = "replay",
+    clock: Annotated[
+        str, typer.Option(metavar="CLOCK", help="replay skips idle gaps; wall waits through them.")
+    ] = "replay",
     out: options.Out = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -32,6 +43,8 @@ def run(
     """Measure one strategy with its knobs on one workload."""
     from tunebatch.cli import output
     from tunebatch.cli.session import Session
+    from tunebatch.cli.traffic import checked_spec
+    from tunebatch.engine.plan import OutOfDeviceMemoryError
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import to_json_dict, write_result
     from tunebatch.profile import load_profile
@@ -53,23 +66,32 @@ def run(
             seed=seed,
         ),
     )
+    if clock not in ("replay", "wall"):
+        raise CliError(f"unknown clock {clock!r}; one of replay, wall")
+    options.check_slots(chosen, asked.device.max_slots)
+    spec = checked_spec(asked)
     folder = output.results_folder("run", out)
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
-        session = Session.open(asked, clock)
-        progress.note(session.describe())
+        session = Session.open(asked, spec, clock)
+        for line in session.describe():
+            progress.note(line)
         progress.note(session.check_tokens([chosen]))
+        output.make_folder(folder)
         progress.status(f"measuring {chosen.label}")
-        result = session.measure_as_asked(chosen, rate)
-    path = write_result(result, folder)
+        try:
+            result = session.measure_as_asked(chosen, rate)
+        except OutOfDeviceMemoryError as error:
+            raise CliError(f"{chosen.label}: {error}", INFEASIBLE) from None
     if json:
         output.print_json(to_json_dict(result))
-        return 0
-    console = output.stdout()
-    print_rows(
-        console, [Row(result, result.metrics.request_throughput)], ascii_only=output.ascii_only(), quiet=quiet
-    )
-    if not quiet:
+    else:
+        rows = [Row(result, result.metrics.request_throughput)]
+        print_rows(output.stdout(), rows, ascii_only=output.ascii_only(), quiet=quiet)
+    # Shown first: a result that cannot be written is not lost.
+    path = write_result(result, folder)
+    if not (json or quiet):
+        output.print_notes(session.workload().notes)
         output.stderr().print(f"written: {path}", soft_wrap=True)
         output.stderr().print("next: tunebatch compare", soft_wrap=True)
     return 0

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tunebatch.cli.errors import CliError
-from tunebatch.cli.traffic import has_own_schedule, workload_spec
+from tunebatch.cli.traffic import has_own_schedule, needed_samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,31 +18,29 @@ if TYPE_CHECKING:
     from tunebatch.workload.spec import Workload, WorkloadSpec
 
 
-def check_samples(profile: Profile, spec: WorkloadSpec) -> None:
-    """Refuses before anything is loaded what could never be judged.
+def check_samples(profile: Profile, num_requests: int | None, trace: str = "") -> None:
+    """Refuses what could never be judged.
+
+    Args:
+        num_requests: None where only the trace knows.
+        trace: The trace that has no more of them, if it was read.
 
     Raises:
         CliError: A percentile needs more requests than there are.
     """
     from tunebatch.report.why import samples_problem
 
-    if spec.num_requests is None:  # a trace, as long as it is
+    needed = needed_samples(profile)
+    problem = None if num_requests is None else samples_problem(needed, num_requests)
+    if problem is None:
         return
-    problem = samples_problem(needed_samples(profile), spec.num_requests)
-    if problem is not None:
-        raise CliError(problem)
-
-
-def needed_samples(profile: Profile) -> list[tuple[str, int]]:
-    """Requests that each limit's statistic needs; gaps between tokens are many per request."""
-    from tunebatch.measure.limits import QUANTILES
-    from tunebatch.measure.percentiles import samples_needed
-
-    return [
-        (limit.name, samples_needed(QUANTILES[limit.statistic]))
-        for limit in profile.slo
-        if limit.statistic in QUANTILES and limit.metric != "itl"
-    ]
+    if trace:
+        name, count = max(needed, key=lambda one: one[1])
+        problem = (
+            f"{name} needs at least {count} requests to be told, and {trace} gives {num_requests}; "
+            "use a longer trace or a lower percentile"
+        )
+    raise CliError(problem)
 
 
 @dataclass
@@ -56,15 +54,12 @@ class Session:
     _workloads: dict[int | None, Workload] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, profile: Profile, clock: str = "replay") -> Session:
+    def open(cls, profile: Profile, spec: WorkloadSpec, clock: str = "replay") -> Session:
         """Loads the model.
 
         Raises:
             ModelError: See ``load_executor``.
         """
-        if clock not in ("replay", "wall"):
-            raise CliError(f"unknown clock {clock!r}; one of replay, wall")
-        spec = workload_spec(profile)
         from tunebatch.execute.torch.load import load_executor
 
         model, device = profile.model, profile.device
@@ -123,6 +118,12 @@ class Session:
             return self._measure(self.workload(), chosen, stop_early=False)
         return self.measure(chosen, rate)
 
+    def measure_first(self, chosen: Strategy, count: int) -> RunResult:
+        """The first requests of the workload, all at once."""
+        workload = self.workload().saturated()
+        part = workload.patterns[:count]
+        return self._measure(replace(workload, requests=part, patterns=part), chosen, stop_early=False)
+
     def _measure(self, workload: Workload, chosen: Strategy, stop_early: bool) -> RunResult:
         from tunebatch.bench import measure
 
@@ -150,12 +151,17 @@ class Session:
             f"{', '.join(same.strategies)}"
         )
 
-    def describe(self) -> str:
-        facts = self.executor.model_info
+    def describe(self) -> list[str]:
+        """The model, the traffic, and what was done to the traffic; a line each."""
+        facts, workload = self.executor.model_info, self.workload()
         shown = [
             str(facts[key]) for key in ("name", "dtype", "device", "attention_backend") if facts.get(key)
         ]
-        return f"model: {', '.join(shown)}; workload: {self.workload().description}"
+        return [
+            f"model: {', '.join(shown)}",
+            f"workload: {workload.description}",
+            *(f"  {note}" for note in workload.notes),
+        ]
 
     def _prompts(self) -> Any:
         from tunebatch.workload.prompts import CorpusPrompts, RandomPrompts

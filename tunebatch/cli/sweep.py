@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunebatch.cli import options
-from tunebatch.cli.errors import INFEASIBLE, INTERRUPTED, OK, CliError
+from tunebatch.cli import options, sweep_folder
+from tunebatch.cli.errors import (
+    ENVIRONMENT,
+    INFEASIBLE,
+    INTERRUPTED,
+    OK,
+    CliError,
+    disk_is_full,
+)
 
 if TYPE_CHECKING:
     from tunebatch.cli.session import Session
+    from tunebatch.measure.result import ResultError, RunResult
     from tunebatch.profile import Profile
     from tunebatch.tune.facts import SweepOutcome
-
-_FLAGS = "command.json"
+    from tunebatch.workload.spec import WorkloadSpec
 
 
 def sweep(
@@ -26,27 +33,54 @@ def sweep(
     trace_file: options.TraceFile = None,
     slo: options.SloTexts = None,
     strategy: Annotated[
-        list[str] | None, typer.Option("--strategy", help="Repeat, or 'all'.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--strategy",
+            metavar="NAME",
+            help="sequential, static, dynamic, continuous, or all. Repeat for more.",
+            show_default=False,
+        ),
     ] = None,
-    objective: Annotated[str | None, typer.Option(help="capacity or throughput.", show_default=False)] = None,
+    objective: Annotated[
+        str | None, typer.Option(metavar="NAME", help="capacity or throughput.", show_default=False)
+    ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Configurations to measure at most.", show_default=False)
+        int | None,
+        typer.Option(metavar="N", help="Configurations to measure at most.", show_default=False),
     ] = None,
-    time: Annotated[str | None, typer.Option(help="How long, such as 3m.", show_default=False)] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="How long, such as 90s or 10m; a begun trial ends.", show_default=False
+        ),
+    ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="'random': as many random trials too.", show_default=False),
+        typer.Option(
+            metavar="NAME", help="'random': a random search with as many trials, too.", show_default=False
+        ),
     ] = None,
     requests: options.Requests = None,
     seed: options.Seed = None,
     rate: Annotated[
-        float | None, typer.Option("--start-rate", help="Where to look for capacities.", show_default=False)
+        float | None,
+        typer.Option(
+            "--start-rate",
+            metavar="RATE",
+            help="Requests per second at which to begin [estimated].",
+            show_default=False,
+        ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the sweep in this folder.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Go on with the sweep that was begun there; it measures nothing twice.",
+            show_default=False,
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; measure nothing.")
+        bool, typer.Option("--dry-run", help="Say what would be measured, and about how long it takes.")
     ] = False,
     out: options.Out = None,
     json: options.Json = False,
@@ -73,54 +107,57 @@ def sweep(
     )
     call: dict[str, Any] = {"profile": profile, "flags": flags, "baseline": baseline, "start_rate": rate}
     if resume is not None:
-        call = _resumed(resume, call)
+        call = sweep_folder.resumed(resume, call)
     asked = load_profile(call["profile"], call["flags"])
     if asked.search.objective == "capacity" and not len(asked.slo):
         raise CliError("a capacity needs an SLO: give --slo 'p90_ttft<=500ms', or --objective throughput")
     if dry_run:
-        return _dry_run(asked, json)
+        from tunebatch.cli import dry_run as plan
+
+        return plan.dry_run(asked, _open(asked, _spec(asked)), json)
     folder = resume or output.results_folder("sweep", out)
-    return _sweep(asked, call, folder, json, quiet)
-
-
-def _resumed(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
-    """What the sweep was begun with, changed by the flags given now."""
-    import json
-
+    if resume is None and sweep_folder.begun(folder):
+        raise CliError(
+            f"--out {folder}: holds a sweep; go on with --resume {folder}, or choose another folder"
+        )
     try:
-        begun: dict[str, Any] = json.loads((folder / _FLAGS).read_text(encoding="utf-8"))
-        for section, keys in call["flags"].items():
-            given = {key: value for key, value in keys.items() if value is not None}
-            begun["flags"].setdefault(section, {}).update(given)
-        for key in ("baseline", "start_rate"):
-            begun[key] = call[key] if call[key] is not None else begun[key]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise CliError(f"--resume {folder}: no sweep was begun there ({_FLAGS} missing or broken)") from None
-    return begun
+        return _sweep(asked, call, folder, json, quiet)
+    except Exception as error:
+        if disk_is_full(error) and sweep_folder.begun(folder):
+            raise CliError(
+                f"the disk is full; what was measured before is intact: free some space, "
+                f"then tunebatch sweep --resume {folder}",
+                ENVIRONMENT,
+            ) from error
+        raise
 
 
 def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet: bool) -> int:
     from tunebatch.cli import output, sweep_report
-    from tunebatch.cli.session import Session, check_samples
-    from tunebatch.cli.traffic import workload_spec
     from tunebatch.engine.strategies import strategy as make_strategy
-    from tunebatch.measure.result import RunResult, write_result
+    from tunebatch.measure.result import ResultError, write_result
     from tunebatch.report.progress import Progress
     from tunebatch.tune.study import run_sweep
 
-    check_samples(asked, workload_spec(asked))
     search = asked.search
+    spec = _spec(asked)
+    unwritten: list[ResultError] = []
+
+    def keep(result: RunResult) -> None:
+        # Not to be able to write the answer is no reason not to show it.
+        try:
+            write_result(result, folder)
+        except ResultError as error:
+            unwritten.append(error)
+
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
-        session = Session.open(asked)
-        _check_rhythm(session, search.objective)
-        progress.note(session.describe())
+        session = _open(asked, spec)
+        for line in session.describe():
+            progress.note(line)
         progress.note(session.check_tokens([make_strategy(name) for name in search.strategies]))
-        output.write_json(folder / _FLAGS, call)
-
-        def keep(result: RunResult) -> None:
-            write_result(result, folder)
-
+        output.make_folder(folder)
+        sweep_folder.keep_call(folder, call)
         outcome = run_sweep(
             session.measure,
             strategies=search.strategies,
@@ -135,36 +172,66 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             on_event=sweep_report.Watcher(progress, search.time),
             write_winner=keep,
         )
-    if not outcome.trials and not outcome.interrupted:
-        raise CliError(
-            f"the time ran out before one configuration was measured: use --time {3 * search.time:g}s, "
-            f"or fewer or shorter requests"
-        )
+    if not outcome.trials:
+        raise _nothing_measured(outcome, folder, search.time)
     data = sweep_report.outcome_json(outcome, asked)
-    output.write_json(folder / "sweep.json", data)
     if json:
         output.print_json(data)
     else:
         sweep_report.print_outcome(outcome, asked, output.stdout(), quiet, output.ascii_only())
         if not quiet:
-            _next(outcome, folder)
+            output.print_notes(session.workload().notes)
+    output.write_json(folder / "sweep.json", data)
+    if unwritten:
+        raise unwritten[0]
+    if not (json or quiet):
+        _next(outcome, folder, asked, call)
     if outcome.interrupted:
         return INTERRUPTED
     return OK if outcome.winner is not None else INFEASIBLE
 
 
-def _check_rhythm(session: Session, objective: str) -> None:
-    """A capacity is a rate, so there must be one to change."""
+def _spec(asked: Profile) -> WorkloadSpec:
+    """The traffic, once it is known to have requests enough for the SLO."""
+    from tunebatch.cli.session import check_samples
+    from tunebatch.cli.traffic import checked_spec
+
+    spec = checked_spec(asked)
+    check_samples(asked, spec.num_requests)
+    return spec
+
+
+def _open(asked: Profile, spec: WorkloadSpec) -> Session:
+    """The model with its traffic, once that is known to be fit for the search."""
+    from tunebatch.cli.session import Session, check_samples
+
+    session = Session.open(asked, spec)
     workload = session.workload()
-    if objective == "capacity" and workload.unit_arrivals_s is None:
+    if asked.search.objective == "capacity" and workload.unit_arrivals_s is None:
         raise CliError(
             f"workload {workload.name} has no arrivals to scale, so no capacity: use --objective throughput"
         )
+    check_samples(asked, len(workload.requests), workload.name)
+    return session
 
 
-def _next(outcome: SweepOutcome, folder: Path) -> None:
+def _nothing_measured(outcome: SweepOutcome, folder: Path, time_s: float) -> CliError:
+    if outcome.interrupted:
+        return CliError(
+            f"interrupted before one configuration was measured; tunebatch sweep --resume {folder} goes on",
+            INTERRUPTED,
+        )
+    return CliError(
+        f"the time ran out before one configuration was measured: "
+        f"use --time {3 * time_s:g}s with --resume {folder}, or fewer or shorter requests"
+    )
+
+
+def _next(outcome: SweepOutcome, folder: Path, asked: Profile, call: dict[str, Any]) -> None:
     """The command to type now."""
     from tunebatch.cli import output
+    from tunebatch.cli.sweep_report import unbounded
+    from tunebatch.tune.confirm import mean_capacity
 
     console = output.stderr()
     console.print(f"written: {folder}", soft_wrap=True)
@@ -175,45 +242,7 @@ def _next(outcome: SweepOutcome, folder: Path) -> None:
         command = "tunebatch sweep with a looser --slo, or fewer tokens per request"
     else:
         knobs = "".join(f" --set {name}={value:g}" for name, value in winner.knobs.items())
-        command = f"tunebatch run {winner.strategy}{knobs}"
-        if outcome.best:
-            command += f" --rate {winner.capacity:.3g}" if winner.met else ""
+        command = f"tunebatch run {winner.strategy}{knobs}{sweep_folder.same_question(call)}"
+        if asked.search.objective == "capacity" and not unbounded(winner, asked):
+            command += f" --rate {mean_capacity(winner):.3g}"
     console.print(f"next: {command}", soft_wrap=True)
-
-
-def _dry_run(asked: Profile, json: bool) -> int:
-    """How long, which requests, and whether they suffice; loads the model to know its context."""
-    from tunebatch.cli import output
-    from tunebatch.cli.session import Session, check_samples, needed_samples
-    from tunebatch.cli.traffic import workload_spec
-
-    spec = workload_spec(asked)
-    check_samples(asked, spec)
-    session = Session.open(asked)
-    _check_rhythm(session, asked.search.objective)
-    workload = session.workload()
-    search = asked.search
-    plan = {
-        "schema": "tunebatch.plan.v1",
-        "strategies": search.strategies,
-        "objective": search.objective,
-        "max_trials": search.trials,
-        "max_time_s": search.time,
-        "workload": workload.description,
-        "notes": list(workload.notes),
-        "requests": len(workload.requests),
-        "slo": asked.slo.texts(),
-        "samples_needed": dict(needed_samples(asked)),
-    }
-    if json:
-        output.print_json(plan)
-        return OK
-    print(f"search:   {', '.join(search.strategies)}; objective {search.objective}")
-    print(f"how long: at most {search.time:g} s and {search.trials} trials; the last one is finished")
-    print(f"requests: {workload.description}")
-    for note in workload.notes:
-        print(f"          {note}")
-    for name, needed in needed_samples(asked):
-        print(f"samples:  {name} needs {needed} requests, there are {len(workload.requests)}: enough")
-    print("nothing was measured")
-    return OK

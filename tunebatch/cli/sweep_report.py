@@ -51,7 +51,7 @@ class Watcher:
 
 def _found(trial: TrialFacts) -> str:
     if trial.oom:
-        return "does not fit into device memory"
+        return f"out of {trial.binding}"
     if not trial.met:
         return f"misses {trial.binding}"
     return number(trial.capacity)
@@ -141,7 +141,8 @@ def print_outcome(
         console.print(line, soft_wrap=True)
     for row in outcome.best:
         if row.result is None:
-            console.print(f"{row.facts.strategy}: {_found(row.facts)} at every rate tried", soft_wrap=True)
+            where = "" if row.facts.oom else " at every rate tried"
+            console.print(f"{row.facts.strategy}: {_found(row.facts)}{where}", soft_wrap=True)
     for line in caveats(outcome, asked):
         console.print(f"caution: {line}", soft_wrap=True)
     if quiet:

@@ -20,7 +20,9 @@ _RENAMED = {
 
 
 def workload_spec(profile: Profile) -> WorkloadSpec:
-    """The traffic that the profile describes: a named workload, changed by what else is given.
+    """The traffic that the profile describes: a named workload, changed by what else is given, or a trace.
+
+    A trace is read as far as the SLO's percentiles need, unless its requests are counted.
 
     Raises:
         CliError: An unknown name or an impossible value.
@@ -28,22 +30,91 @@ def workload_spec(profile: Profile) -> WorkloadSpec:
     from tunebatch.profile import nearest
     from tunebatch.workload.named import NAMED
     from tunebatch.workload.spec import WorkloadSpec
+    from tunebatch.workload.traces import TRACE_FORMATS
 
     given = profile.workload.given()
     name = given.pop("name", None)
-    if name is not None and name not in NAMED:
-        raise CliError(f"[workload] name = {name!r}: unknown workload{nearest(name, NAMED)}")
+    if name is not None and name not in NAMED and name not in TRACE_FORMATS:
+        raise CliError(
+            f"[workload] name = {name!r}: unknown workload{nearest(name, [*NAMED, *TRACE_FORMATS])}"
+        )
+    if name in TRACE_FORMATS:
+        _is_format(name, given)
+        name = None
     if name is not None and "trace_file" in given:
-        raise CliError(f"[workload] has both name = {name!r} and a trace_file; leave out one of them")
+        raise CliError(
+            f"[workload] has both name = {name!r} and a trace_file; leave out one of them, or name the "
+            f"trace's format: {', '.join(TRACE_FORMATS)}"
+        )
     try:
         values = {_RENAMED.get(key, key): _value(key, value) for key, value in given.items()}
         if name is not None:
             return dataclasses.replace(NAMED[name], **values)
         if "trace_file" in values:
             values.setdefault("arrivals", "trace")
+            enough = _enough(profile)
+            if enough is not None and not {"trace_limit", "num_requests"} & values.keys():
+                values["num_requests"] = enough
+                values["notes"] = (
+                    f"of the trace at most {enough} rows, which is what the SLO needs; --requests takes more",
+                )
         return WorkloadSpec(name=_name(values), **values)
     except ValueError as error:
         raise CliError(f"[workload] {error}") from None
+
+
+def checked_spec(profile: Profile) -> WorkloadSpec:
+    """As ``workload_spec``, and its trace, if there is one, has been read: before a model is loaded.
+
+    Raises:
+        CliError: Of a broken trace it names the file, the line and what is wrong there.
+    """
+    from tunebatch.workload.traces import ReadOptions, read_trace
+
+    spec = workload_spec(profile)
+    if spec.trace_file is None:
+        return spec
+    limits = [limit for limit in (spec.trace_limit, spec.num_requests) if limit is not None]
+    options = ReadOptions(need_arrivals=spec.arrivals == "trace")
+    try:
+        read_trace(
+            spec.trace_file,
+            spec.trace_format,
+            skip=spec.trace_start,
+            limit=min(limits, default=None),
+            options=options,
+        )
+    except ValueError as error:
+        raise CliError(str(error)) from None
+    return spec
+
+
+def needed_samples(profile: Profile) -> list[tuple[str, int]]:
+    """Requests that each limit's statistic needs; gaps between tokens are many per request."""
+    from tunebatch.measure.limits import QUANTILES
+    from tunebatch.measure.percentiles import samples_needed
+
+    return [
+        (limit.name, samples_needed(QUANTILES[limit.statistic]))
+        for limit in profile.slo
+        if limit.statistic in QUANTILES and limit.metric != "itl"
+    ]
+
+
+def _is_format(name: str, given: dict[str, Any]) -> None:
+    if "trace_file" not in given:
+        raise CliError(f"workload {name} is a format of traces: give its file with --trace-file FILE")
+    other = given.setdefault("trace_format", name)
+    if other != name:
+        raise CliError(
+            f"[workload] has both name = {name!r} and trace_format = {other!r}; leave out one of them"
+        )
+
+
+def _enough(profile: Profile) -> int | None:
+    """Requests for the SLO's percentiles, and some to spare for those without a second token."""
+    needed = max((count for _, count in needed_samples(profile)), default=None)
+    return None if needed is None else -(-needed * 6 // 5)
 
 
 def _value(key: str, value: Any) -> Any:

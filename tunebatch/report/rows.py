@@ -19,15 +19,22 @@ class Row:
         rate_per_s: Requests a second: the capacity inside the SLO, or the throughput where no
             capacity was searched; None when the SLO was missed at every rate.
         tuned: The knobs were searched, not the defaults.
+        source: Where a saved result was read from.
     """
 
     result: RunResult
     rate_per_s: float | None
     tuned: bool = False
+    source: str = ""
 
     @property
     def strategy(self) -> str:
         return self.result.strategy
+
+    @property
+    def name(self) -> str:
+        """The strategy, told from other rows of the same one by where it was read from."""
+        return f"{self.strategy} ({self.source})" if self.source else self.strategy
 
     @property
     def knobs(self) -> str:

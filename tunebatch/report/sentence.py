@@ -63,7 +63,7 @@ def _interval(gain: Gain) -> str:
 def fastest_line(rows: list[Row], rate_name: str) -> str:
     """Who was ahead on equal traffic; no claim about an SLO."""
     best = max(rows, key=lambda row: row.rate_per_s or 0.0)
-    named = ", ".join(filter(None, [best.strategy, best.knobs]))
+    named = ", ".join(filter(None, [best.name, best.knobs]))
     ratio = ratio_to(best, baseline(rows))
     multiple = f", {ratio:.1f}x static" if ratio is not None and best.strategy != "static" else ""
     return f"{named}: {number(best.rate_per_s)} {rate_name}{multiple}"

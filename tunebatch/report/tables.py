@@ -40,7 +40,7 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", ordered: bool 
         ratio = ratio_to(row, base)
         told = [metrics.distribution(metric).statistic(statistics[metric]) for metric in _LATENCIES]
         table.add_row(
-            row.strategy,
+            row.name,
             row.knobs or "-",
             "misses the SLO" if row.rate_per_s is None else number(row.rate_per_s),
             "-" if ratio is None else f"{ratio:.2f}x",

@@ -19,11 +19,11 @@ _REASONS = {
 def why_lines(rows: Sequence[Row]) -> list[str]:
     """One line per strategy: what binds it and where its requests' time went."""
     lines = []
-    width = max((len(row.strategy) for row in rows), default=0)
+    width = max((len(row.name) for row in rows), default=0)
     for row in rows:
         metrics = row.result.metrics
         shares = ", ".join(f"{name} {percent(share)}" for name, share in metrics.where.shares().items())
-        line = f"{row.strategy:<{width}}  {shares}; bubble {percent(metrics.bubble)}"
+        line = f"{row.name:<{width}}  {shares}; bubble {percent(metrics.bubble)}"
         if metrics.num_preemptions:
             line += f"; {metrics.num_preemptions} preemptions"
         if binds := binding_text(row.result.verdict):

@@ -41,7 +41,8 @@ class Journal:
     def __init__(self, directory: Path, space: Space, settings: dict[str, Any]) -> None:
         import optuna
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+
+        from tunebatch.tune.journal_file import JournalFile
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         directory.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ class Journal:
         self.space = space
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.storage = JournalStorage(JournalFileBackend(str(directory / FILE)))
+            self.storage = JournalStorage(JournalFile(directory / FILE))
         self.memory = optuna.create_study(
             study_name="memory", storage=self.storage, load_if_exists=True, direction="maximize"
         )

@@ -57,6 +57,8 @@ def run_sweep(
         ValueError: No budget, or an impossible one.
         StrategyError: An unknown strategy.
         SweepMismatchError: The directory holds a sweep with other settings.
+        SweepInUseError: Another process is at work in the directory.
+        ResultError, OSError: What was measured cannot be written; what was written before is intact.
         NotEnoughEvidenceError: The workload has too few requests for its SLO.
         DoesNotFitError: A request of the workload can never be served.
     """
@@ -64,22 +66,25 @@ def run_sweep(
         raise ValueError("a sweep needs a budget: max_trials or max_time_s")
     if (max_trials is not None and max_trials < 1) or (max_time_s is not None and not max_time_s > 0.0):
         raise ValueError("a sweep's budget must be at least one trial and more than 0 seconds")
+    from tunebatch.tune.journal_file import only_writer  # imports optuna
+
     began = time.monotonic()
     settings = Settings(
         tuple(dict.fromkeys(strategies)), objective, start_rate, max_trials, seed, tolerance, began
     )
-    sweep = Sweep(measure, directory, settings, on_event)
-    interrupted = False
-    try:
-        sweep.estimate_rates()
-        share = _SEARCH_SHARE / (2.0 if baseline_random else 1.0)
-        sweep.search(None if max_time_s is None else began + share * max_time_s)
-        if baseline_random:
-            sweep.random_baseline(None if max_time_s is None else began + _SEARCH_SHARE * max_time_s)
-        _confirm(sweep, confirm_top, confirm_repeats)
-    except KeyboardInterrupt:
-        interrupted = True
-    return _outcome(sweep, interrupted, write_winner)
+    with only_writer(directory):
+        sweep = Sweep(measure, directory, settings, on_event)
+        interrupted = False
+        try:
+            sweep.estimate_rates()
+            share = _SEARCH_SHARE / (2.0 if baseline_random else 1.0)
+            sweep.search(None if max_time_s is None else began + share * max_time_s)
+            if baseline_random:
+                sweep.random_baseline(None if max_time_s is None else began + _SEARCH_SHARE * max_time_s)
+            _confirm(sweep, confirm_top, confirm_repeats)
+        except KeyboardInterrupt:
+            interrupted = True
+        return _outcome(sweep, interrupted, write_winner)
 
 
 def _confirm(sweep: Sweep, top: int, repeats: int) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tunebatch.bench import DoesNotFitError
 from tunebatch.engine.plan import OutOfDeviceMemoryError
 from tunebatch.engine.strategies import Strategy, strategy
-from tunebatch.measure.result import RunResult
+from tunebatch.measure.result import ResultError, RunResult
 from tunebatch.tune.capacity import NotEnoughEvidenceError
 from tunebatch.tune.confirm import Confirmation, mean_capacity
 from tunebatch.tune.facts import MeasureFn, Objective, Origin, Phase, SweepEvent, TrialFacts
@@ -166,6 +166,8 @@ class Sweep:
                 try:
                     facts = self._measure_trial(trial.number, origin, chosen)
                     failures = 0
+                except (OSError, ResultError):
+                    raise  # nor can the journal be written; a trial left running is repeated on resuming
                 except (KeyboardInterrupt, NotEnoughEvidenceError, DoesNotFitError):
                     log.fail(trial, again=True)
                     raise
@@ -197,8 +199,8 @@ class Sweep:
                 max_runs=_MAX_RUNS,
                 first_step=step,
             )
-        except OutOfDeviceMemoryError:
-            return out_of_memory(number, origin, chosen, self._pessimistic())
+        except OutOfDeviceMemoryError as error:
+            return out_of_memory(number, origin, chosen, self._pessimistic(), error)
         facts = facts_of(measured, number, origin, chosen)
         if measured.result is not None:
             self._results[facts.config] = measured.result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tunebatch.engine.plan import OutOfDeviceMemoryError
 from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.metrics import Metrics, to_vllm_keys
 from tunebatch.measure.result import RunResult
@@ -108,8 +109,10 @@ def facts_of(measured: Measured, number: int, origin: Origin, chosen: Strategy) 
     )
 
 
-def out_of_memory(number: int, origin: Origin, chosen: Strategy, objective: float) -> TrialFacts:
-    """A configuration that the device has no room for: infeasible, not an error."""
+def out_of_memory(
+    number: int, origin: Origin, chosen: Strategy, objective: float, error: OutOfDeviceMemoryError
+) -> TrialFacts:
+    """A configuration that the device has no room for, and in which step: infeasible, not an error."""
     return TrialFacts(
         number=number,
         origin=origin,
@@ -118,7 +121,7 @@ def out_of_memory(number: int, origin: Origin, chosen: Strategy, objective: floa
         capacity=0.0,
         met=False,
         objective=objective,
-        binding="device memory",
+        binding=str(error).removeprefix("out of ") or "device memory",
         oom=True,
     )
 

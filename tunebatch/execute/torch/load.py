@@ -219,7 +219,8 @@ class _one_line(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads 
 
     def __enter__(self) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        for library in ("transformers", "huggingface_hub"):  # which tells of each try to reach the hub
+            logging.getLogger(library).setLevel(logging.ERROR)
         self._silence.__enter__()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:

@@ -1,0 +1,85 @@
+"""What the doctor finds, and that whatever is missing comes with what mends it."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tunebatch.cli import doctor
+
+
+def checks(done: Any) -> dict[str, Any]:
+    return {check["what"]: check for check in json.loads(done.out)["checks"]}
+
+
+def test_it_tells_device_memory_and_versions(tunebatch: Any) -> None:
+    done = tunebatch("doctor", "--json")
+    found = checks(done)
+    assert found["torch"]["found"] == metadata.version("torch") and found["optuna"]["state"] == "ok"
+    assert found["memory"]["found"].endswith("available")
+    assert found["device"]["found"].startswith("cuda: " if torch.cuda.is_available() else "cpu")
+    assert found["bundled model"]["found"] == "present"
+    printed = tunebatch("doctor")
+    assert printed.code == done.code and "numba" in printed.out
+    assert max(map(len, printed.out.splitlines())) < 200
+
+
+def test_a_missing_and_an_old_library_come_with_the_command_that_mends_them(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = metadata.version
+
+    def without_numba(name: str) -> str:
+        if name == "numba":
+            raise metadata.PackageNotFoundError(name)
+        return "4.99.1" if name == "transformers" else version(name)
+
+    monkeypatch.setattr(metadata, "version", without_numba)
+    done = tunebatch("doctor", "--json")
+    assert done.code == 7
+    found = checks(done)
+    assert found["numba"]["state"] == "missing" and "pip install 'numba>=" in found["numba"]["mend"]
+    assert found["transformers"]["found"].startswith("4.99.1; ") and found["transformers"]["mend"]
+    assert "something is missing" in tunebatch("doctor").out
+
+
+def test_without_torch_it_still_tells_the_rest(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    found = checks(tunebatch("doctor", "--json"))
+    assert found["device"]["state"] == "warning" and "torch" in found["device"]["found"]
+    assert found["Python"]["state"] == "ok"
+
+
+GPUS = {
+    "no GPU": ((None, None), False, "12.8", None),
+    "no driver": ((None, None), True, "12.8", "no driver answers"),
+    "torch for CPUs": (("NVIDIA H100", "550.1"), True, None, "built without CUDA"),
+    "old driver": (("NVIDIA H100", "450.1"), True, "12.8", "update NVIDIA's driver"),
+}
+
+
+@pytest.mark.parametrize(("driver", "on_bus", "built_for", "told"), GPUS.values(), ids=GPUS.keys())
+def test_a_gpu_that_torch_cannot_use(
+    driver: Any, on_bus: bool, built_for: str | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_driver", lambda: driver)
+    monkeypatch.setattr(doctor, "nvidia_on_the_bus", lambda: on_bus)
+    found = doctor._idle_gpu(built_for)
+    assert len(found) == (told is not None)
+    for check in found:
+        assert check["state"] == "missing" and check["mend"] and told in f"{check['found']} {check['mend']}"
+
+
+def test_a_gpu_is_seen_on_the_bus_without_a_driver(tmp_path: Path) -> None:
+    for name, vendor, kind in (("a", "0x8086", "0x030000"), ("b", "0x10de", "0x040300")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / name / "class").write_text(f"{kind}\n")
+    assert not doctor.nvidia_on_the_bus(tmp_path)
+    (tmp_path / "b" / "class").write_text("0x030200\n")
+    assert doctor.nvidia_on_the_bus(tmp_path)

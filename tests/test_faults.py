@@ -1,0 +1,229 @@
+"""What goes wrong on real machines, with real processes and the bundled model: what was measured survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from tunebatch.cli.main import run_command
+
+if sys.platform == "win32":
+    pytest.skip("sends POSIX signals and sets resource limits", allow_module_level=True)
+
+import resource
+
+PROFILE = """
+[model]
+backend = "packed"
+
+[workload]
+name = "quickstart"
+prompt_tokens = "uniform:4-8"
+output_tokens = "uniform:2-3"
+requests = 12
+
+[slo]
+p50_ttft = "60s"
+
+[search]
+strategies = ["static", "continuous"]
+objective = "throughput"
+trials = 400
+time = "10m"
+confirm = 1
+"""
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """The command line in a process of its own, which Ctrl-C reaches even where ours ignores it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tunebatch.cli", *arguments],
+        cwd=cwd,
+        env={**os.environ, "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    """Every whole line."""
+    path = folder / "optuna.journal"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def measured(folder: Path) -> list[tuple[str, str]]:
+    """The configurations that the journal holds measurements of, in order."""
+    attrs = [line for line in journal(folder) if "user_attr" in line and "trial_id" in line]
+    repeats = {line["trial_id"] for line in attrs if "repeat_of" in line["user_attr"]}
+    facts = [
+        line["user_attr"]["facts"]
+        for line in attrs
+        if "facts" in line["user_attr"] and line["trial_id"] not in repeats
+    ]
+    return [(one["strategy"], json.dumps(one["knobs"])) for one in facts]
+
+
+def config(result: Path) -> tuple[str, str]:
+    """Whose result a file is, as in ``measured``."""
+    stored = json.loads(result.read_text())["tunebatch"]
+    return stored["strategy"], json.dumps(stored["knobs"])
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    """Until so many configurations are measured."""
+    deadline = time.monotonic() + 120
+    while len(measured(folder)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no progress in two minutes"
+        time.sleep(0.02)
+
+
+def error_lines(text: str) -> list[str]:
+    assert "Traceback" not in text
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, str, str]]:
+    """A sweep that Ctrl-C ended after two configurations: its folder, exit code, stdout and stderr."""
+    home = tmp_path_factory.mktemp("interrupted")
+    (home / "tiny.toml").write_text(PROFILE)
+    process = start("sweep", "-p", "tiny.toml", "-o", "here", cwd=home)
+    wait_for(process, home / "here", 2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    yield home, process.returncode, out, err
+
+
+@pytest.fixture
+def begun(interrupted: tuple[Path, int, str, str], tmp_path: Path) -> Path:
+    """A copy of it, to go on with."""
+    home = tmp_path / "home"
+    shutil.copytree(interrupted[0], home)
+    return home
+
+
+def finish(home: Path) -> None:
+    """Resumes the sweep for two more configurations, and checks that none was measured twice."""
+    folder = home / "here"
+    before = journal(folder)
+    known = measured(folder)
+    runs = [path for path in folder.glob("*/**/result.json") if config(path) in known]
+    kept = {path: path.stat().st_mtime_ns for path in runs}
+    assert {config(path) for path in kept} == set(known)
+    process = start("sweep", "--resume", "here", "--trials", str(len(known) + 2), cwd=home)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert error_lines(err) == []
+    assert "tok/s inside the SLO" in out.splitlines()[0]
+    assert json.loads((folder / "sweep.json").read_text())["winner"] is not None
+    now = measured(folder)
+    assert journal(folder)[: len(before)] == before
+    assert now[: len(known)] == known
+    assert len(now) == len(set(now)) == len(known) + 2
+    written = [path for path, changed in kept.items() if path.stat().st_mtime_ns != changed]
+    assert written == []
+
+
+def test_ctrl_c_shows_and_keeps_what_was_measured(interrupted: tuple[Path, int, str, str]) -> None:
+    home, code, out, err = interrupted
+    assert code == 130, err
+    assert "interrupted" in out.splitlines()[0]
+    assert "static" in out and "continuous" in out
+    assert error_lines(err) == []
+    assert "tunebatch sweep --resume here" in err
+    kept = json.loads((home / "here" / "sweep.json").read_text())
+    assert kept["interrupted"]
+    assert [trial["strategy"] for trial in kept["trials"]][:2] == ["static", "continuous"]
+
+
+def test_a_sweep_that_was_killed_goes_on_where_it_was(begun: Path) -> None:
+    folder = begun / "here"
+    known = len(measured(folder))
+    process = start("sweep", "--resume", "here", cwd=begun)
+    wait_for(process, folder, known + 1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    finish(begun)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit, which only Linux has")
+def test_a_full_disk_ends_a_sweep_in_one_line_and_it_goes_on_later(begun: Path) -> None:
+    folder = begun / "here"
+    known = len(measured(folder))
+    process = start("sweep", "--resume", "here", cwd=begun)
+    wait_for(process, folder, known + 1)
+    # No file may grow beyond this: the journal's next lines find no room, perhaps in the middle of one.
+    size = (folder / "optuna.journal").stat().st_size + 200
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 7, err
+    (line,) = error_lines(err)
+    assert "the disk is full" in line and "tunebatch sweep --resume here" in line
+    assert (folder / "optuna.journal").read_bytes().endswith(b"\n")
+    assert len(measured(folder)) > known
+    assert list(folder.rglob("*.tmp")) == []
+    finish(begun)
+
+
+def test_a_real_process_refuses_with_one_line_and_exit_2(tmp_path: Path) -> None:
+    process = start("run", "--model", "./nowhere", cwd=tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert error_lines(err) == [
+        "error: ./nowhere: no such folder; give a local path, a hub id (owner/name) or 'bundled'"
+    ]
+    assert out == "" and list(tmp_path.iterdir()) == []
+
+
+MODELS = {
+    "encoder-decoder": (transformers.T5Config(), "t5 is an encoder-decoder"),
+    "recurrent": (transformers.MambaConfig(), "mamba keeps recurrent state"),
+}
+
+
+@pytest.mark.parametrize(("config", "told"), MODELS.values(), ids=MODELS.keys())
+def test_what_cannot_be_served_is_refused_by_name_before_its_weights_are_looked_for(
+    config: transformers.PretrainedConfig, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.save_pretrained(tmp_path / "model")
+    assert run_command(["run", "--model", str(tmp_path / "model"), "-o", str(tmp_path / "out")]) == 2
+    (line,) = error_lines(capsys.readouterr().err)
+    assert line.startswith(f"error: model: {told}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_gpu_where_one_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert run_command(["sweep", "--device", "cuda", "-o", str(tmp_path / "out")]) == 2
+    (line,) = error_lines(capsys.readouterr().err)
+    assert "torch finds no CUDA device here; use --device cpu" in line
+
+
+def test_a_prompt_longer_than_the_context_of_the_real_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "long.toml"
+    profile.write_text(PROFILE.replace('"uniform:4-8"', "5000\nclip = false"))
+    assert run_command(["sweep", "-p", str(profile), "-o", str(tmp_path / "out")]) == 2
+    (line,) = error_lines(capsys.readouterr().err)
+    assert "5000 prompt + " in line and "exceed the context of 2048" in line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,63 @@
+"""What a sweep's folder says about how it was begun, so that it can go on as it began."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from tunebatch.cli.errors import CliError
+
+_FILE = "command.json"
+_FLAGS = {
+    ("model", "name"): "--model",
+    ("model", "device"): "--device",
+    ("workload", "name"): "--workload",
+    ("workload", "trace_file"): "--trace-file",
+    ("workload", "requests"): "--requests",
+    ("workload", "seed"): "--seed",
+}
+
+
+def begun(folder: Path) -> bool:
+    """A sweep was begun in this folder."""
+    return (folder / _FILE).is_file()
+
+
+def resumed(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
+    """What the sweep was begun with, changed by the flags given now.
+
+    Raises:
+        CliError: No sweep was begun there.
+    """
+    import json
+
+    try:
+        old: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        for section, keys in call["flags"].items():
+            given = {key: value for key, value in keys.items() if value is not None}
+            old["flags"].setdefault(section, {}).update(given)
+        for key in ("baseline", "start_rate"):
+            old[key] = call[key] if call[key] is not None else old[key]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise CliError(f"--resume {folder}: no sweep was begun there ({_FILE} missing or broken)") from None
+    return old
+
+
+def keep_call(folder: Path, call: dict[str, Any]) -> None:
+    """Writes down what the sweep was begun with."""
+    from tunebatch.cli import output
+
+    output.write_json(folder / _FILE, call)
+
+
+def same_question(call: dict[str, Any]) -> str:
+    """The flags with which another command measures the same model, traffic and SLO."""
+    words = [] if call["profile"] == "quickstart" else ["--profile", call["profile"]]
+    for (section, key), flag in _FLAGS.items():
+        value = call["flags"].get(section, {}).get(key)
+        if value is not None:
+            words += [flag, str(value)]
+    for name, limit in call["flags"].get("slo", {}).items():
+        words += ["--slo", f"{name}<={limit}"]
+    return "".join(f" {shlex.quote(word)}" for word in words)
