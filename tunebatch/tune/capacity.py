@@ -23,11 +23,11 @@ from tunebatch.tune.sustained import is_growing
 
 __all__ = ["Capacity", "NotEnoughEvidenceError", "find_capacity", "is_sustained"]
 
-# Exponents of the step, one per run. Downward they add up to 32 steps, a factor of 90 at a step of 1.15, and
-# upward from a rate that passed to as many; upward from misses to 6, a factor of 2.3.
-_DOWN = (1, 1, 2, 4, 8, 16)
-_UP = (1, 2, 4, 8, 16)
-_UP_FROM_MISSES = (1, 2, 3)
+# Exponents of the step, one per run. Downward they add up to 34 steps, a factor of 116 at a step of 1.15;
+# upward from a rate that passed to twice as many; upward from misses to 5, a factor of 2.
+_DOWN = (1, 1, 1, 1, 2, 4, 8, 16)
+_UP = (1, 2, 4, 8, 16, 32)
+_UP_FROM_MISSES = (1, 1, 1, 2)
 _COARSE_STEP = 1.5
 
 
@@ -65,7 +65,7 @@ def find_capacity(
     step: float = 1.15,
     tolerance: float = 0.05,
     good_enough: float = 0.0,
-    max_runs: int = 14,
+    max_runs: int = 20,
     may_go_on: Callable[[], bool] = lambda: True,
 ) -> Capacity:
     """Searches the capacity.
