@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from statistics import mean
 from typing import Any, Protocol
 
 from tunebatch.engine.clock import Clock, ReplayClock
@@ -53,16 +56,19 @@ def measure(
     executor: Executor,
     *,
     slo: Slo | None = None,
-    clock: Clock | None = None,
+    clock: Callable[[], Clock] = ReplayClock,
     stop_early: bool = False,
+    glimpse_s: float | None = None,
     model: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Serve the workload once and measure it.
 
     Args:
         slo: Judges the run; needed for goodput.
-        clock: By default a `ReplayClock`: measured steps, skipped idle time.
+        clock: Makes the run's clock; by default a `ReplayClock`: measured steps, skipped idle time.
         stop_early: End the run as soon as it certainly misses the SLO.
+        glimpse_s: End it after so many seconds, with what was served by then: enough to tell a
+            throughput roughly, whatever the length of the workload.
         model: Facts about the model for the result file.
 
     Raises:
@@ -73,10 +79,12 @@ def measure(
         if why := why_never_fits(request, executor.num_blocks, executor.block_size, executor.max_context):
             raise DoesNotFitError(why)
     executor.reset()
-    watcher = SloWatcher(slo, len(workload.requests)) if stop_early and slo is not None else None
-    engine = Engine(executor, strategy.make_policy(), workload.source(), clock or ReplayClock(), watcher)
-    with CpuTelemetry() as telemetry:
-        record = _run_without_gc(engine)
+    judge = SloWatcher(slo, len(workload.requests)) if stop_early and slo is not None else None
+    watcher = judge if glimpse_s is None else Glimpse(glimpse_s)
+    with _without_gc(), CpuTelemetry() as telemetry:
+        # The clock runs from here: requests that are due at once wait for the engine, not for us.
+        engine = Engine(executor, strategy.make_policy(), workload.source(), clock(), watcher)
+        record = engine.run()
     _add_never_arrived(record, workload)
     metrics = summarize(record, slo)
     facts = environment()
@@ -89,6 +97,7 @@ def measure(
             "description": workload.description,
             "fingerprint": workload.fingerprint(),
             "num_requests": len(workload.requests),
+            "mean_output_tokens": mean(request.max_tokens for request in workload.requests),
             "rate_per_s": workload.rate_per_s,
             "seed": workload.seed,
             "notes": list(workload.notes),
@@ -97,38 +106,84 @@ def measure(
         environment=facts,
         slo=list(slo.texts()) if slo is not None else [],
         metrics=metrics,
-        verdict=check(metrics, slo) if slo is not None else None,
+        verdict=check(metrics, slo, judge.missed if judge is not None else None) if slo is not None else None,
         record=record,
     )
 
 
 class SloWatcher:
-    """Ends a run that certainly misses the SLO."""
+    """Ends a run that certainly misses the SLO.
+
+    A request that has waited for its first token longer than the limit on TTFT has missed it before it
+    is served, so an overloaded run ends soon. Requests come in order of arrival and become overdue in
+    that order: each is looked at once, and a step costs nothing for those that wait.
+    """
 
     def __init__(self, slo: Slo, num_requests: int) -> None:
         self._early_stop = EarlyStop(slo, num_requests)
-        self._num_requests = num_requests
+        limits = [limit.limit_s for limit in slo if limit.metric == "ttft"]
+        self._patience_s = max(limits, default=None)
+        self._arrived: deque[tuple[float, int]] = deque()  # that are not overdue yet, oldest first
+        self._waiting: set[int] = set()
+        self._overdue: set[int] = set()
         self.missed: Limit | None = None
 
+    def arrived(self, request: Request) -> None:
+        # Who may hang up before the first token counts for nothing then.
+        if self._patience_s is not None and request.cancel_at_s is None:
+            self._arrived.append((request.arrival_s, request.id))
+            self._waiting.add(request.id)
+
     def first_token(self, record: RequestRecord, now: float) -> None:
+        self._waiting.discard(record.id)
+        self._overdue.discard(record.id)
         self._early_stop.observe_first_token(now - record.arrival_s)
 
     def ended(self, record: RequestRecord, now: float) -> None:
+        self._waiting.discard(record.id)
+        self._overdue.discard(record.id)
         if record.completed:
             self._early_stop.observe_end(tpot_s(record), record.end_s - record.arrival_s)
 
     def should_stop(self, now: float) -> bool:
-        self.missed = self._early_stop.certain_miss()
+        if self._patience_s is not None:
+            arrived = self._arrived
+            while arrived and now - arrived[0][0] > self._patience_s:
+                _, request_id = arrived.popleft()
+                if request_id in self._waiting:
+                    self._overdue.add(request_id)
+        self.missed = self._early_stop.certain_miss(len(self._overdue))
         return self.missed is not None
 
 
-def _run_without_gc(engine: Engine) -> RunRecord:
+class Glimpse:
+    """Ends a run after a while, but not before a few requests are through."""
+
+    _FEW = 8
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._completed = 0
+
+    def arrived(self, request: Request) -> None: ...
+
+    def first_token(self, record: RequestRecord, now: float) -> None: ...
+
+    def ended(self, record: RequestRecord, now: float) -> None:
+        self._completed += record.completed
+
+    def should_stop(self, now: float) -> bool:
+        return now >= self._seconds and self._completed >= self._FEW
+
+
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
     """A collection in the middle of a step would be measured as the strategy's."""
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
-        return engine.run()
+        yield
     finally:
         gc.enable()
         gc.unfreeze()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeExecutor
+from cli_fake import FakeExecutor
 
 from tunebatch.engine.plan import OutOfDeviceMemoryError, StepOutput, StepPlan
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tunebatch.report.rows import duration, number
 from tunebatch.report.sentence import Gain, fastest_line, winner_line
-from tunebatch.report.why import samples_problem, why_lines
+from tunebatch.report.why import samples_problem, why_table
 
 
 def test_the_winner_in_one_line(make_row: Any) -> None:
@@ -36,13 +38,18 @@ def test_static_is_no_multiple_of_itself(make_row: Any) -> None:
     assert "x static" not in winner_line(row, [row]) and "x static" not in fastest_line([row], "req/s")
 
 
+def why(row: Any) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(why_table([row]))
+    return " ".join(console.file.getvalue().split())
+
+
 def test_why_names_the_limit_that_binds(make_row: Any) -> None:
-    line = why_lines([make_row("continuous", 1.0)])[0]
-    assert "queue 31 %, prefill 31 %, decode 38 %" in line and "bound by p90_ttft 100 ms of 500ms" in line
-    line = why_lines([make_row("continuous", 1.0, wait_s=0.7)])[0]
-    assert "misses p90_ttft 700 ms of 500ms: requests wait too long" in line
-    line = why_lines([make_row("continuous", 1.0, n=20)])[0]
-    assert "p90_ttft not told: 20 samples, 64 needed" in line
+    told = why(make_row("continuous", 1.0))
+    assert "continuous 31 % 31 % 38 %" in told and "nearest to its limit: p90_ttft 100 ms of 500ms" in told
+    told = why(make_row("continuous", 1.0, wait_s=0.7))
+    assert "misses p90_ttft 700 ms of 500ms: requests wait too long" in told
+    assert "p90_ttft not told: 20 samples, 64 needed" in why(make_row("continuous", 1.0, n=20))
 
 
 def test_the_greatest_shortage_is_told() -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tunebatch.engine.strategies import STRATEGIES, StrategyError, strategy
-from tunebatch.tune.space import Space, config_hash, distance
+from tunebatch.tune.space import Space, config_hash
 
 NAMES = ("sequential", "static", "dynamic", "continuous")
 
@@ -46,11 +46,6 @@ def test_unknown_and_missing_strategies_are_refused() -> None:
         Space(["continous"])
     with pytest.raises(ValueError, match="at least one"):
         Space([])
-
-
-def test_distance_is_in_octaves() -> None:
-    assert distance({"a": 8.0}, {"a": 32.0}) == pytest.approx(2.0)
-    assert distance({"a": 8.0}, {"a": 8.0}) == 0.0
 
 
 def test_importing_the_search_loads_neither_optuna_nor_torch() -> None:

@@ -60,7 +60,7 @@ def test_the_better_strategy_wins_and_beats_its_default(tmp_path: Path) -> None:
     assert len(winner.confirmed) == 2
     truth = tune_fake.true_capacity(winner.chosen)
     assert all(truth / 1.05 <= value <= truth * 1.0001 for value in winner.confirmed)
-    assert outcome.binding == "p90_ttft"
+    assert outcome.binding is not None and outcome.binding.limit == "p90_ttft"
     assert {row.facts.strategy for row in outcome.best} == set(NAMES)
     assert all(row.result is not None for row in outcome.best)
     assert written and written[0].strategy == "continuous"
@@ -175,7 +175,7 @@ def test_the_random_baseline_has_the_same_budget(tmp_path: Path) -> None:
 def test_a_hopeless_slo_has_no_winner_but_a_reason(tmp_path: Path) -> None:
     outcome = sweep(Device(slo=("p90_ttft<=50ms",)), tmp_path, max_trials=4)
     assert outcome.winner is None and outcome.gain is None and outcome.best_default is None
-    assert outcome.binding == "p90_ttft"
+    assert outcome.binding is not None and outcome.binding.limit == "p90_ttft"
     assert same_constraints_everywhere(tmp_path) == {"p90_ttft", "oom"}
     assert all(trial.margins["p90_ttft"] > 0.0 for trial in outcome.trials)
 

@@ -88,7 +88,16 @@ class Device:
     before: Callable[[Strategy], None] = lambda strategy: None
     asked: list[tuple[str, float | None, int]] = field(default_factory=list)
 
-    def __call__(self, strategy: Strategy, rate: float | None, seed: int, stop_early: bool) -> RunResult:
+    def __call__(
+        self,
+        strategy: Strategy,
+        rate: float | None,
+        seed: int,
+        *,
+        stop_early: bool = False,
+        least_s: float = 0.0,
+        glimpse_s: float | None = None,
+    ) -> RunResult:
         self.before(strategy)
         self.asked.append((strategy.label, rate, seed))
         factor = 1.0 + self.wobble * math.sin(7.0 * seed + saturated_rate(strategy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from tunebatch.measure.result import RunResult
     from tunebatch.profile import Profile
     from tunebatch.workload.spec import Workload, WorkloadSpec
+
+_ROUND_REQUESTS = 32  # so that neighbouring rates share a workload
+_KEPT_WORKLOADS = 8
 
 
 def check_samples(profile: Profile, num_requests: int | None, trace: str = "") -> None:
@@ -51,7 +55,7 @@ class Session:
     spec: WorkloadSpec
     executor: Any
     clock: str = "replay"
-    _workloads: dict[int | None, Workload] = field(default_factory=dict)
+    _workloads: dict[tuple[int | None, int], Workload] = field(default_factory=dict)
 
     @classmethod
     def open(cls, profile: Profile, spec: WorkloadSpec, clock: str = "replay") -> Session:
@@ -75,20 +79,29 @@ class Session:
         )
         return cls(profile, spec, executor, clock)
 
-    def workload(self, seed: int | None = None) -> Workload:
-        """The traffic of one seed; drawn once.
+    def workload(self, seed: int | None = None, at_least: int = 0) -> Workload:
+        """The traffic of one seed.
+
+        Args:
+            at_least: Requests that are needed; drawn traffic goes on until there are so many, and begins
+                with the same ones. A trace is as long as it is.
 
         Raises:
             CliError: A broken trace, or lengths that the model cannot hold.
         """
-        if seed not in self._workloads:
+        spec = self.spec
+        if spec.num_requests is not None and spec.trace_file is None and at_least > spec.num_requests:
+            rounded = -(-at_least // _ROUND_REQUESTS) * _ROUND_REQUESTS
+            spec = replace(spec, num_requests=rounded)
+        key = (seed, spec.num_requests or 0)
+        if key not in self._workloads:
             from tunebatch.workload.named import scaled_to
             from tunebatch.workload.spec import build
 
             context = self.executor.max_context
             try:
                 built = build(
-                    scaled_to(self.spec, context) if self.spec.clip else self.spec,
+                    scaled_to(spec, context) if spec.clip else spec,
                     self._prompts(),
                     context,
                     seed=seed,
@@ -96,16 +109,25 @@ class Session:
                 )
             except ValueError as error:
                 raise CliError(str(error)) from None
-            self._workloads[seed] = built
-        return self._workloads[seed]
+            if len(self._workloads) >= _KEPT_WORKLOADS:
+                del self._workloads[next(iter(self._workloads))]
+            self._workloads[key] = built
+        return self._workloads[key]
 
     def measure(
-        self, chosen: Strategy, rate: float | None, seed: int | None = None, stop_early: bool = False
+        self,
+        chosen: Strategy,
+        rate: float | None,
+        seed: int | None = None,
+        *,
+        stop_early: bool = False,
+        least_s: float = 0.0,
+        glimpse_s: float | None = None,
     ) -> RunResult:
-        """Serves the workload once; without a rate all requests arrive at once."""
-        workload = self.workload(seed)
+        """Serves the workload once; without a rate all requests arrive at once. See ``MeasureFn``."""
+        workload = self.workload(seed, math.ceil((rate or 0.0) * least_s))
         if rate is None:
-            return self._measure(workload.saturated(), chosen, stop_early)
+            return self._measure(workload.saturated(), chosen, stop_early, glimpse_s)
         try:
             paced = workload.at_rate(rate)
         except ValueError as error:
@@ -115,16 +137,18 @@ class Session:
     def measure_as_asked(self, chosen: Strategy, rate: float | None) -> RunResult:
         """At the given rate; without one by the workload's own schedule, where the user chose one."""
         if rate is None and has_own_schedule(self.profile):
-            return self._measure(self.workload(), chosen, stop_early=False)
+            return self._measure(self.workload(), chosen)
         return self.measure(chosen, rate)
 
     def measure_first(self, chosen: Strategy, count: int) -> RunResult:
         """The first requests of the workload, all at once."""
         workload = self.workload().saturated()
         part = workload.patterns[:count]
-        return self._measure(replace(workload, requests=part, patterns=part), chosen, stop_early=False)
+        return self._measure(replace(workload, requests=part, patterns=part), chosen)
 
-    def _measure(self, workload: Workload, chosen: Strategy, stop_early: bool) -> RunResult:
+    def _measure(
+        self, workload: Workload, chosen: Strategy, stop_early: bool = False, glimpse_s: float | None = None
+    ) -> RunResult:
         from tunebatch.bench import measure
 
         return measure(
@@ -132,8 +156,9 @@ class Session:
             chosen,
             self.executor,
             slo=self.profile.slo if len(self.profile.slo) else None,
-            clock=self._new_clock(),
+            clock=self._new_clock,
             stop_early=stop_early,
+            glimpse_s=glimpse_s,
             model=self.executor.model_info,
         )
 

@@ -164,12 +164,18 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             directory=folder,
             objective=search.objective,
             start_rate=call["start_rate"] or asked.workload.rate_per_s,
+            least_s=_least_duration_s(session),
             max_trials=search.trials,
             max_time_s=search.time,
             seed=search.seed,
             baseline_random=call["baseline"] == "random",
             confirm_top=search.confirm,
-            on_event=sweep_report.Watcher(progress, search.time),
+            identity={
+                "slo": asked.slo.texts(),
+                "model": asked.model.name,
+                "workload": session.workload().fingerprint(),
+            },
+            on_event=sweep_report.Watcher(progress, "req/s" if search.objective == "capacity" else "tok/s"),
             write_winner=keep,
         )
     if not outcome.trials:
@@ -189,6 +195,16 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     if outcome.interrupted:
         return INTERRUPTED
     return OK if outcome.winner is not None else INFEASIBLE
+
+
+def _least_duration_s(session: Session) -> float:
+    """How long requests have to arrive in every run of the search."""
+    from statistics import mean
+
+    from tunebatch.tune.sustained import least_duration_s
+
+    tokens = mean(request.max_tokens for request in session.workload().requests)
+    return least_duration_s(session.profile.slo, tokens)
 
 
 def _spec(asked: Profile) -> WorkloadSpec:

@@ -4,101 +4,142 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunebatch.measure.limits import format_duration
 from tunebatch.measure.result import to_json_dict
-from tunebatch.report.rows import Row, duration, knobs_text, number
+from tunebatch.report.rows import Row, clock_time, duration, knobs_text, number, short_knobs
 from tunebatch.report.screen import print_rows
 from tunebatch.report.sentence import Gain, winner_line
+from tunebatch.report.why import reason
 from tunebatch.tune.confirm import mean_capacity
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tunebatch.measure.result import RunResult
     from tunebatch.profile import Profile
     from tunebatch.report.progress import Progress
-    from tunebatch.tune.facts import SweepEvent, SweepOutcome, TrialFacts
+    from tunebatch.tune.facts import Miss, SweepEvent, SweepOutcome, TrialFacts
 
-_MUCH_MORE = 1.5  # arrivals end before the last request does, so a little more is usual
 SCHEMA = "tunebatch.sweep.v1"
 _PHASES = {
-    "start": "estimating rates",
-    "search": "searching",
-    "random": "random baseline",
-    "confirm": "confirming",
+    "start": "saturate",
+    "search": "search",
+    "random": "random",
+    "confirm": "confirm",
 }
+_NOISY = 0.1  # of the processor used by others
 
 
 class Watcher:
-    """Turns the sweep's events into progress."""
+    """Turns the sweep's events into progress: a line per finished trial, and on a terminal what goes on."""
 
-    def __init__(self, progress: Progress, max_time_s: float) -> None:
+    def __init__(self, progress: Progress, unit: str) -> None:
         self._progress = progress
-        self._max_time_s = max_time_s
+        self._unit = unit
+        self._phase = ""
 
     def __call__(self, event: SweepEvent) -> None:
+        if event.phase != self._phase:
+            self._phase = event.phase
+            if not self._progress.live:
+                self._progress.note(f"{_PHASES[event.phase]}{self._left(event)}")
         if event.error is not None:
-            self._progress.note(f"  {event.label}: failed: {event.error}")
+            self._progress.note(f"{_trial(event)}failed: {event.error}")
         elif event.done is not None:
-            self._progress.note(f"  {event.label}: {_found(event.done)}")
-        else:
-            of = "" if event.total is None else f" of {event.total}"
-            left = max(0.0, self._max_time_s - event.elapsed_s)
-            best = "" if event.best is None else f"; best so far {number(event.best)} ({event.best_label})"
-            self._progress.status(
-                f"{_PHASES[event.phase]} {event.trial}{of}: {event.label}; {left:.0f} s left{best}"
-            )
+            self._progress.note(f"{_trial(event)}{_found(event.done, self._unit)}")
+        elif self._progress.live:
+            self._progress.status(*self._lines(event))
+
+    def _lines(self, event: SweepEvent) -> list[str]:
+        of = "" if event.total is None else f" of {event.total}"
+        best = "none yet"
+        if event.best is not None:
+            best = f"{number(mean_capacity(event.best))} {self._unit}  {_short(event.best)}"
+        return [
+            f"{_PHASES[event.phase]:<8} {event.trial}{of}{self._left(event)}",
+            f"now      {event.chosen.name}  {short_knobs(dict(event.chosen.knobs))}",
+            f"best     {best}",
+        ]
+
+    def _left(self, event: SweepEvent) -> str:
+        left = "" if event.left_s is None else f", about {clock_time(event.left_s)} left"
+        return f"  {clock_time(event.elapsed_s)}{left}"
 
 
-def _found(trial: TrialFacts) -> str:
+def _trial(event: SweepEvent) -> str:
+    number_ = "" if event.phase == "confirm" else f"{event.trial:>3}"
+    return f"{number_:<3}  {event.chosen.name:<11} {short_knobs(dict(event.chosen.knobs)):<34} "
+
+
+def _short(trial: TrialFacts) -> str:
+    return f"{trial.strategy}  {short_knobs(trial.knobs)}".rstrip()
+
+
+def _found(trial: TrialFacts, unit: str) -> str:
     if trial.oom:
         return f"out of {trial.binding}"
+    if trial.confirmed:
+        return f"{number(trial.confirmed[-1])} {unit} on fresh seed {len(trial.confirmed)}"
     if not trial.met:
-        return f"misses {trial.binding}"
-    return number(trial.capacity)
+        return _missed(trial.missed)
+    if trial.coarse:
+        return f"{number(trial.capacity)} {unit} or a little more"
+    return f"{number(trial.capacity)} {unit}"
+
+
+def _missed(miss: Miss | None) -> str:
+    """``p90_ttft over 500ms at 24.1 req/s``, or with the value where the run went to its end."""
+    if miss is None:
+        return "misses the SLO"
+    at = "" if miss.rate_per_s is None else f" at {number(miss.rate_per_s)} req/s"
+    if miss.limit_s is None:
+        return f"{miss.limit}{at}"
+    limit = format_duration(miss.limit_s)
+    if miss.observed_s is None or miss.observed_s <= miss.limit_s:
+        return f"{miss.limit} over {limit}{at}"
+    return f"{miss.limit} {duration(miss.observed_s)} of {limit}{at}"
 
 
 def outcome_rows(outcome: SweepOutcome, asked: Profile) -> list[Row]:
     """A row for each strategy that has a run to show."""
     return [
-        Row(row.result, _rate(row.facts, row.result, asked), row.facts.origin != "default")
-        for row in outcome.best
-        if row.result is not None
+        Row(
+            best.result,
+            _rate(best.facts, asked),
+            best.facts.origin != "default",
+            _missed(best.missed) if best.missed is not None else "",
+        )
+        for best in outcome.best
+        if best.result is not None
     ]
 
 
 def unbounded(facts: TrialFacts, asked: Profile) -> bool:
-    """No rate was too high: so few requests keep the SLO even all at once, and have no capacity."""
+    """No rate was too high."""
     if asked.search.objective != "capacity":
         return False
     return facts.met and bool(facts.rates) and all(met for _, met in facts.rates)
 
 
-def _rate(facts: TrialFacts, result: RunResult, asked: Profile) -> float | None:
-    """The capacity; what was really served where none was found."""
-    if unbounded(facts, asked):
-        return result.metrics.request_throughput
+def _rate(facts: TrialFacts, asked: Profile) -> float | None:
     return mean_capacity(facts) or None
 
 
 def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
     """What keeps the answer from being believed, and what to do about it."""
-    if asked.search.objective != "capacity":
-        return []
-    found = []
-    for best in outcome.best:
-        if best.result is None:
-            continue
-        served = best.result.metrics.request_throughput
-        if unbounded(best.facts, asked):
-            found.append(
-                f"{best.facts.strategy}: no rate missed the SLO, so its capacity is not known and the rate "
-                "served is shown: use more --requests or a tighter --slo"
-            )
-        elif mean_capacity(best.facts) > _MUCH_MORE * served > 0:
-            found.append(
-                f"{best.facts.strategy}: at its capacity only {number(served)} req/s were served, the queue "
-                "still grew when the requests ended: use more --requests"
-            )
+    found = [
+        f"{best.facts.strategy}: no rate missed the SLO, so its capacity is at least what is shown: "
+        "use more --requests or a tighter --slo"
+        for best in outcome.best
+        if unbounded(best.facts, asked)
+    ]
+    if outcome.winner is not None and not outcome.winner.confirmed:
+        found.append("the winner was not confirmed on a fresh seed: give it more --time")
+    share = outcome.foreign_cpu_share
+    if share is not None and share > _NOISY:
+        found.append(
+            f"other programs took up to {100 * share:.0f} % of the processor during a run, so capacities may "
+            "be too low: repeat it on a quiet machine"
+        )
     return found
 
 
@@ -136,25 +177,51 @@ def print_outcome(
     rows = outcome_rows(outcome, asked)
     name = "capacity req/s" if asked.search.objective == "capacity" else "max tok/s"
     if rows:
-        print_rows(console, rows, headline=line, rate_name=name, ascii_only=ascii_only, quiet=quiet)
+        won = outcome.winner.strategy if outcome.winner is not None else None
+        print_rows(
+            console,
+            rows,
+            headline=line,
+            winner=next((row for row in rows if row.strategy == won), None),
+            rate_name=name,
+            ascii_only=ascii_only,
+            quiet=quiet,
+        )
     else:
-        console.print(line, soft_wrap=True)
-    for row in outcome.best:
-        if row.result is None:
-            where = "" if row.facts.oom else " at every rate tried"
-            console.print(f"{row.facts.strategy}: {_found(row.facts)}{where}", soft_wrap=True)
-    for line in caveats(outcome, asked):
-        console.print(f"caution: {line}", soft_wrap=True)
-    if quiet:
-        return
-    console.print()
-    if outcome.binding:
-        beyond = "more load is kept out by" if outcome.winner is not None else "nothing passes because of"
-        console.print(f"binding constraint: {beyond} {outcome.binding}", soft_wrap=True)
-    if outcome.best_random is not None:
-        found, label = number(outcome.best_random.capacity), outcome.best_random.chosen.label
-        console.print(f"random search found {found} with {label}", soft_wrap=True)
-    console.print(f"{len(outcome.trials)} trials in {duration(outcome.elapsed_s)}", soft_wrap=True)
+        console.print(line)
+    for best in outcome.best:
+        if best.result is None:
+            console.print(f"{best.facts.strategy}: {_found(best.facts, _unit(asked))}")
+    if not quiet:
+        console.print()
+        for told in (*conclusions(outcome, asked), *_effort(outcome, asked)):
+            console.print(told)
+    for told in caveats(outcome, asked):
+        console.print(f"caution: {told}")
+
+
+def conclusions(outcome: SweepOutcome, asked: Profile) -> list[str]:
+    """What binds, and what searching was worth, in words."""
+    told = []
+    miss, winner = outcome.binding, outcome.winner
+    if miss is not None:
+        why = f": {reason(miss.limit)}" if reason(miss.limit) else ""
+        who = f"{winner.strategy} takes no more because of" if winner is not None else "nothing passes:"
+        told.append(f"{who} {_missed(miss)}{why}")
+    best = outcome.best_random
+    if best is not None:
+        found = f"random search found {number(mean_capacity(best))} {_unit(asked)} with {_short(best)}"
+        if outcome.random_gain is not None:
+            found += f"; the winner has {number(outcome.random_gain)}x that"
+        told.append(found)
+    return told
+
+
+def _effort(outcome: SweepOutcome, asked: Profile) -> list[str]:
+    repeats = len(outcome.winner.confirmed) if outcome.winner is not None else 0
+    on = f", the winner confirmed on {repeats} fresh seed{'s' if repeats != 1 else ''}" if repeats else ""
+    slo = f" inside {', '.join(asked.slo.texts())}" if len(asked.slo) else ""
+    return [f"{len(outcome.trials)} configurations{slo} in {clock_time(outcome.elapsed_s)}{on}"]
 
 
 def outcome_json(outcome: SweepOutcome, asked: Profile) -> dict[str, Any]:
@@ -163,6 +230,7 @@ def outcome_json(outcome: SweepOutcome, asked: Profile) -> dict[str, Any]:
     def trial(facts: TrialFacts | None) -> dict[str, Any] | None:
         return None if facts is None else facts.to_json()
 
+    miss = outcome.binding
     return {
         "schema": SCHEMA,
         "headline": headline(outcome, asked),
@@ -173,10 +241,13 @@ def outcome_json(outcome: SweepOutcome, asked: Profile) -> dict[str, Any]:
         "best_random": trial(outcome.best_random),
         "gain": outcome.gain,
         "gain_interval": list(outcome.gain_interval) if outcome.gain_interval else None,
-        "binding": outcome.binding,
+        "random_gain": outcome.random_gain,
+        "binding": None if miss is None else miss.limit,
+        "why": conclusions(outcome, asked),
         "caveats": caveats(outcome, asked),
         "interrupted": outcome.interrupted,
         "elapsed_s": outcome.elapsed_s,
+        "foreign_cpu_share": outcome.foreign_cpu_share,
         "best": [
             {
                 "facts": trial(row.facts),

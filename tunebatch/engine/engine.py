@@ -27,6 +27,8 @@ class RequestSource(Protocol):
 class Watcher(Protocol):
     """Sees a run while it happens and may end it."""
 
+    def arrived(self, request: Request) -> None: ...
+
     def first_token(self, record: RequestRecord, now: float) -> None: ...
 
     def ended(self, record: RequestRecord, now: float) -> None: ...
@@ -40,7 +42,7 @@ class Engine:
     Deterministic: the same requests, policy and step durations give the same steps.
 
     Args:
-        watcher: Told of first tokens and ends; asked after every step whether to go on.
+        watcher: Told of arrivals, first tokens and ends; asked after every step whether to go on.
 
     Raises (from `run`):
         OutOfDeviceMemoryError: A step did not fit on the device.
@@ -117,6 +119,8 @@ class Engine:
     def _arrivals(self, now: float) -> None:
         for request in self._source.take(now):
             self.queues.add(request, now)
+            if self._watcher is not None:
+                self._watcher.arrived(request)
         self.queues.cancel_due(now)
         if self.queues.ended:
             self._tell_ended(now)

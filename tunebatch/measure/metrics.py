@@ -23,16 +23,18 @@ class TimeSplit:
     Attributes:
         queue_s: Arrival to first scheduled.
         prefill_s: First scheduled to first token.
-        decode_s: First to last token.
+        decode_s: First to last token, in steps that made a token for whoever decodes.
+        stalled_s: First to last token, in steps that only computed prompts of others.
     """
 
     queue_s: float
     prefill_s: float
     decode_s: float
+    stalled_s: float = 0.0
 
     @property
     def total_s(self) -> float:
-        return self.queue_s + self.prefill_s + self.decode_s
+        return self.queue_s + self.prefill_s + self.decode_s + self.stalled_s
 
     def shares(self) -> dict[str, float]:
         """Each part of the whole, 0 to 1; all 0 when no time passed."""
@@ -41,6 +43,7 @@ class TimeSplit:
             "queue": self.queue_s / total,
             "prefill": self.prefill_s / total,
             "decode": self.decode_s / total,
+            "stalled": self.stalled_s / total,
         }
 
 
@@ -60,6 +63,8 @@ class Metrics:
         acceptance: Accepted of drafted tokens; None when nothing was drafted.
         accepted_length: Tokens per verification pass; None when there was none.
         mean_step_s: Mean duration of a step.
+        ttft_growth_s: Mean TTFT of the later half of the requests, by arrival, minus that of the
+            earlier half: what a growing queue adds. None where a half got no first token.
     """
 
     duration_s: float
@@ -88,6 +93,7 @@ class Metrics:
     accepted_length: float | None
     mean_step_s: float | None
     where: TimeSplit
+    ttft_growth_s: float | None = None
 
     def distribution(self, metric: MetricName) -> Distribution:
         return {"ttft": self.ttft, "tpot": self.tpot, "itl": self.itl, "e2e": self.e2e}[metric]
@@ -140,7 +146,8 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
         acceptance=accepted / drafted if drafted else None,
         accepted_length=1.0 + accepted / verifications if verifications else None,
         mean_step_s=steps.mean_step_s,
-        where=times.split(requests),
+        where=times.split(requests, record.steps),
+        ttft_growth_s=times.ttft_growth(),
     )
 
 
@@ -169,6 +176,13 @@ class _Times:
         self._gaps = np.diff(tokens, prepend=0.0)
         self._gaps[self._starts] = -np.inf
 
+    def ttft_growth(self) -> float | None:
+        ordered = self.ttft[np.argsort(self.arrival, kind="stable")]
+        half = ordered.size // 2
+        early, late = ordered[:half], ordered[ordered.size - half :]
+        early, late = early[~np.isnan(early)], late[~np.isnan(late)]
+        return float(late.mean() - early.mean()) if early.size and late.size else None
+
     def gaps(self) -> FloatArray:
         """All gaps between the tokens of one request, pooled."""
         inside = np.ones(self._gaps.size, dtype=bool)
@@ -187,7 +201,7 @@ class _Times:
             good &= ~(values[limit.metric] > limit.limit_s)
         return good
 
-    def split(self, requests: list[RequestRecord]) -> TimeSplit:
+    def split(self, requests: list[RequestRecord], steps: StepLog) -> TimeSplit:
         """Requests that never reached a phase's end count up to their own end."""
         end = np.where(self.served, self.first, [r.end_s for r in requests])
         scheduled = np.array(
@@ -196,11 +210,26 @@ class _Times:
         )
         queue = np.where(np.isnan(scheduled), end, scheduled) - self.arrival
         prefill = end - scheduled
+        between = float(np.nansum(self.last - self.first))
+        stalled = self._without_decodes(steps)
         return TimeSplit(
             queue_s=float(np.clip(queue, 0.0, None).sum()),
             prefill_s=float(np.nansum(np.clip(prefill, 0.0, None))),
-            decode_s=float(np.nansum(self.last - self.first)),
+            decode_s=between - stalled,
+            stalled_s=stalled,
         )
+
+    def _without_decodes(self, steps: StepLog) -> float:
+        """Seconds of steps without a decode between first and last token, summed over requests."""
+        if not len(steps) or not self.served.any():
+            return 0.0
+        took = np.where(np.array(steps.num_decodes) == 0, steps.duration_s, 0.0)
+        ends = np.array(steps.start_s) + np.array(steps.duration_s)
+        until = np.concatenate(([0.0], np.cumsum(took)))
+        # A token's time is its step's end, so half a nanosecond settles which side the rounding fell on.
+        first = np.searchsorted(ends, self.first[self.served] + 5e-10, side="right")
+        last = np.searchsorted(ends, self.last[self.served] + 5e-10, side="right")
+        return float((until[last] - until[first]).sum())
 
 
 class _Steps:

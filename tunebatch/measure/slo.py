@@ -46,7 +46,8 @@ class LimitVerdict:
     """One limit against what was observed.
 
     Attributes:
-        observed_s: The measured statistic, or None with too few samples.
+        observed_s: The measured statistic; None with too few samples, or when the run was stopped
+            because it could only exceed the limit.
         count: Samples there were.
         needed: Samples that the statistic needs.
         margin: ``log(observed / limit)``: negative inside the limit, 0 on it; None without evidence.
@@ -82,9 +83,18 @@ class SloVerdict:
         return max(known, key=lambda verdict: verdict.margin or 0.0) if known else None
 
 
-def check(metrics: Metrics, slo: Slo) -> SloVerdict:
-    """Judges a run. A percentile with too few samples is neither a pass nor a miss, and so not met."""
-    verdicts = tuple(_judge(metrics, limit) for limit in slo)
+def check(metrics: Metrics, slo: Slo, missed: Limit | None = None) -> SloVerdict:
+    """Judges a run. A percentile with too few samples is neither a pass nor a miss, and so not met.
+
+    Args:
+        missed: What the run was stopped for, see ``EarlyStop``: a miss, though its value is not known.
+    """
+    verdicts = tuple(
+        LimitVerdict(limit, None, "miss", judged.count, judged.needed, None)
+        if limit == missed and judged.status != "miss"
+        else judged
+        for limit, judged in ((limit, _judge(metrics, limit)) for limit in slo)
+    )
     lost = metrics.rejected + metrics.unfinished
     return SloVerdict(
         limits=verdicts,

@@ -1,6 +1,6 @@
-"""What is going on, on stderr: one changing line on a terminal, plain lines elsewhere.
+"""What is going on, on stderr: a few changing lines on a terminal, plain lines elsewhere.
 
-Nothing is drawn by a thread: a line changes only when a run has ended, never during one.
+Nothing is drawn by a thread: the lines change only between runs, never during one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ class Progress:
     Args:
         console: Of stderr.
         quiet: Show nothing.
+
+    Attributes:
+        live: The status can change in place; otherwise each is a line of its own, so be sparing.
     """
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
@@ -26,6 +29,10 @@ class Progress:
         self._live: Live | None = None
         if console.is_terminal and not quiet:
             self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    @property
+    def live(self) -> bool:
+        return self._live is not None
 
     def __enter__(self) -> Progress:
         if self._live is not None:
@@ -38,16 +45,19 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def note(self, line: str) -> None:
+    def note(self, line: str | Text) -> None:
         """A fact that stays on the screen."""
         if not self._quiet:
-            self._console.print(Text(line), soft_wrap=True)
+            self._console.print(line if isinstance(line, Text) else Text(line), soft_wrap=True)
 
-    def status(self, line: str) -> None:
+    def status(self, *lines: str | Text) -> None:
         """What is being done; replaced by the next one where the terminal can."""
         if self._quiet:
             return
         if self._live is None:
-            self.note(line)
-        else:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+            for line in lines:
+                self.note(line)
+            return
+        text = Text("\n").join(line if isinstance(line, Text) else Text(line) for line in lines)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        self._live.update(text, refresh=True)

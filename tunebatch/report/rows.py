@@ -20,12 +20,14 @@ class Row:
             capacity was searched; None when the SLO was missed at every rate.
         tuned: The knobs were searched, not the defaults.
         source: Where a saved result was read from.
+        beyond: What the first rate above the capacity missed, in words; empty when there is nothing to say.
     """
 
     result: RunResult
     rate_per_s: float | None
     tuned: bool = False
     source: str = ""
+    beyond: str = ""
 
     @property
     def strategy(self) -> str:
@@ -44,6 +46,21 @@ class Row:
 def knobs_text(knobs: Mapping[str, object]) -> str:
     """``max_batch_size 48, max_delay_s 0.05``"""
     return ", ".join(f"{name} {_knob(value)}" for name, value in knobs.items())
+
+
+def short_knobs(knobs: Mapping[str, object]) -> str:
+    """``batch 48, wait 50 ms, 2048 tokens``: for lines that are short of room."""
+    words = []
+    for name, value in knobs.items():
+        if name == "max_batch_size":
+            words.append(f"batch {value}")
+        elif name == "max_batched_tokens":
+            words.append(f"{value} tokens")
+        elif name == "max_delay_s" and isinstance(value, int | float):
+            words.append(f"wait {short_duration(value)}")
+        else:
+            words.append(f"{name} {_knob(value)}")
+    return ", ".join(words)
 
 
 def _knob(value: object) -> str:
@@ -87,6 +104,18 @@ def duration(seconds: float | None) -> str:
     if seconds >= 1.0:
         return f"{number(seconds)} s"
     return f"{number(seconds * 1e3)} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
+
+
+def short_duration(seconds: float) -> str:
+    """``50 ms``, ``1.5 s``: no digits that say nothing."""
+    return f"{seconds:.3g} s" if seconds >= 1.0 else f"{seconds * 1e3:.3g} ms"
+
+
+def clock_time(seconds: float) -> str:
+    """``1:05``, ``1:02:03``"""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def percent(share: float | None) -> str:

@@ -10,7 +10,7 @@ from rich.text import Text
 from tunebatch.report.rows import Row
 from tunebatch.report.tables import strategy_table
 from tunebatch.report.timeline import timeline
-from tunebatch.report.why import why_lines
+from tunebatch.report.why import LEGEND, advantages, why_table
 
 
 def print_rows(
@@ -18,25 +18,36 @@ def print_rows(
     rows: Sequence[Row],
     *,
     headline: str | None = None,
+    winner: Row | None = None,
     rate_name: str = "req/s",
     ascii_only: bool = False,
     quiet: bool = False,
     ordered: bool = True,
 ) -> None:
-    """The answer first, then the table; then, unless quiet, why, and who held which slot."""
+    """The answer first, then the table; then, unless quiet, who held which slot, and why.
+
+    Args:
+        winner: Whose advantages over the others are told.
+    """
+    if ordered:
+        rows = sorted(rows, key=lambda row: -(row.rate_per_s or 0.0))
     if headline is not None:
-        console.print(Text(headline, style="bold"), soft_wrap=True)
+        console.print(Text(headline, style="bold"))
         console.print()
-    console.print(strategy_table(rows, rate_name, ordered))
+    console.print(strategy_table(rows, rate_name, marked=ordered))
     if quiet:
         return
-    console.print()
-    console.print(Text("where requests spent their time", style="bold"))
-    for line in why_lines(rows):
-        console.print(Text(f"  {line}"), soft_wrap=True)
     width = min(100, max(20, console.width - 6))
     for row in rows:
         if row.result.record is not None:
             console.print()
             console.print(Text(f"batch slots over time: {row.strategy}", style="bold"))
-            console.print(timeline(row.result.record, width=width, ascii_only=ascii_only), soft_wrap=True)
+            picture = timeline(row.result.record, width=width, ascii_only=ascii_only)
+            console.print(picture, soft_wrap=True)
+    console.print()
+    console.print(Text("where a request's time went, and what kept more load out", style="bold"))
+    console.print(why_table(rows))
+    console.print(Text(LEGEND, style="dim"))
+    if winner is not None and (better := advantages(winner, rows)) is not None:
+        console.print()
+        console.print(Text(better))

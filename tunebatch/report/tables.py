@@ -14,16 +14,20 @@ from tunebatch.report.rows import (
     number,
     percent,
     ratio_to,
+    short_knobs,
     shown_statistic,
     slo_of,
 )
 
+_LATENCIES: tuple[MetricName, ...] = ("ttft", "tpot")
 
-def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", ordered: bool = True) -> Table:
-    """Strategy, knobs, rate and what it cost; the fastest first unless an order is given.
+
+def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool = True) -> Table:
+    """Strategy, knobs, rate and what it cost, in the order given.
 
     Args:
         rate_name: ``capacity req/s`` where the rate is one.
+        marked: The first row is the best.
     """
     slo, base = slo_of(rows), baseline(rows)
     statistics = {metric: shown_statistic(slo, metric) for metric in _LATENCIES}
@@ -33,15 +37,13 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", ordered: bool 
     names = [f"{statistics[metric]} {metric.upper()}" for metric in _LATENCIES]
     for name in (rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV"):
         table.add_column(name, justify="right")
-    if ordered:
-        rows = sorted(rows, key=lambda row: -(row.rate_per_s or 0.0))
     for index, row in enumerate(rows):
         metrics = row.result.metrics
         ratio = ratio_to(row, base)
         told = [metrics.distribution(metric).statistic(statistics[metric]) for metric in _LATENCIES]
         table.add_row(
             row.name,
-            row.knobs or "-",
+            short_knobs(row.result.knobs) or "-",
             "misses the SLO" if row.rate_per_s is None else number(row.rate_per_s),
             "-" if ratio is None else f"{ratio:.2f}x",
             *(duration(statistic.value_s) for statistic in told),
@@ -49,9 +51,6 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", ordered: bool 
             number(metrics.mean_batch),
             percent(metrics.bubble),
             percent(metrics.mean_kv_use),
-            style="bold green" if ordered and index == 0 and row.rate_per_s else "",
+            style="bold green" if marked and index == 0 and row.rate_per_s else "",
         )
     return table
-
-
-_LATENCIES: tuple[MetricName, ...] = ("ttft", "tpot")

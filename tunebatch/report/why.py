@@ -1,12 +1,14 @@
-"""Why it came out so: the limit that binds, and where each strategy's time went."""
+"""Why it came out so: where requests spent their time, what binds, and what the winner did better."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from rich.table import Table
 
 from tunebatch.measure.limits import format_duration
 from tunebatch.measure.slo import SloVerdict
-from tunebatch.report.rows import Row, duration, percent
+from tunebatch.report.rows import Row, duration, number, percent
 
 _REASONS = {
     "ttft": "requests wait too long before their first token",
@@ -16,20 +18,65 @@ _REASONS = {
 }
 
 
-def why_lines(rows: Sequence[Row]) -> list[str]:
-    """One line per strategy: what binds it and where its requests' time went."""
-    lines = []
-    width = max((len(row.name) for row in rows), default=0)
+def why_table(rows: Sequence[Row]) -> Table:
+    """Where requests spent their time, which slots were empty, and what binds; a line per strategy."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("strategy", no_wrap=True)
+    for name in ("queue", "prefill", "decode", "stalled", "empty slots"):
+        table.add_column(name, justify="right")
+    table.add_column("what binds")
     for row in rows:
         metrics = row.result.metrics
-        shares = ", ".join(f"{name} {percent(share)}" for name, share in metrics.where.shares().items())
-        line = f"{row.name:<{width}}  {shares}; bubble {percent(metrics.bubble)}"
+        told = row.beyond or binding_text(row.result.verdict) or "-"
         if metrics.num_preemptions:
-            line += f"; {metrics.num_preemptions} preemptions"
-        if binds := binding_text(row.result.verdict):
-            line += f"; {binds}"
-        lines.append(line)
-    return lines
+            told += f"; {metrics.num_preemptions} preemptions"
+        shares = [percent(share) for share in metrics.where.shares().values()]
+        table.add_row(row.name, *shares, percent(metrics.bubble), told)
+    return table
+
+
+LEGEND = (
+    "queue: before the first step; stalled: between tokens, while prompts of others were computed; "
+    "empty slots: held in the batch by requests that had ended"
+)
+
+
+def advantages(winner: Row, rows: Sequence[Row]) -> str | None:
+    """What the winner did better than every other strategy, in numbers; None when nothing stands out."""
+    others = [row for row in rows if row.strategy != winner.strategy]
+    found = []
+    for say, value, sign in _TRAITS:
+        own = value(winner)
+        theirs = [(row.strategy, value(row)) for row in others]
+        known = [(name, other) for name, other in theirs if other is not None]
+        if own is None or not known:
+            continue
+        worse = [(name, other) for name, other in known if sign * (own - other) > _clear(own, other)]
+        if len(worse) == len(known):
+            against = ", ".join(f"{name} {_trait(other)}" for name, other in worse)
+            found.append(f"{say.format(_trait(own))} ({against})")
+    return f"{winner.strategy} " + ", ".join(found) if found else None
+
+
+def _clear(own: float, other: float) -> float:
+    """How much of a difference is worth a word: a tenth, or two points of a share."""
+    return max(0.1 * max(abs(own), abs(other)), 0.02)
+
+
+def _trait(value: float) -> str:
+    return percent(value) if value <= 1.0 else number(value)
+
+
+_TRAITS: tuple[tuple[str, Callable[[Row], float | None], int], ...] = (
+    ("computes {} sequences a step", lambda row: row.result.metrics.mean_batch, 1),
+    ("leaves {} of its slots empty", lambda row: row.result.metrics.bubble, -1),
+    ("keeps requests in the queue for {} of their time", lambda row: _share(row, "queue"), -1),
+    ("stalls decodes for {} of it", lambda row: _share(row, "stalled"), -1),
+)
+
+
+def _share(row: Row, part: str) -> float | None:
+    return row.result.metrics.where.shares()[part]
 
 
 def binding_text(verdict: SloVerdict | None) -> str:
@@ -45,10 +92,15 @@ def binding_text(verdict: SloVerdict | None) -> str:
         return ""
     said = f"{binding.limit.name} {duration(binding.observed_s)} of {format_duration(binding.limit.limit_s)}"
     if binding.status == "miss":
-        return f"misses {said}: {_REASONS[binding.limit.metric]}"
+        return f"misses {said}: {reason(binding.limit.name)}"
     if verdict.lost:
         return f"misses the SLO: {verdict.lost} requests rejected or unfinished"
-    return f"bound by {said}"
+    return f"nearest to its limit: {said}"
+
+
+def reason(limit: str) -> str:
+    """What a limit such as ``p90_ttft`` is missed for, in words; empty for what is no limit."""
+    return _REASONS.get(limit.rpartition("_")[2], "")
 
 
 def samples_problem(slo_needed: Sequence[tuple[str, int]], num_requests: int) -> str | None:

@@ -1,7 +1,14 @@
 """The highest request rate that a configuration sustains inside the SLO.
 
-Bracketing, then bisection on the logarithm of the rate. A fixed rate below the knee would make every
-configuration look the same, because throughput then equals the offered load.
+A fixed rate below the knee would make every configuration look the same, because throughput then equals
+the offered load. So the rate is searched: coming from above, then by bisection of its logarithm. From
+above, because a run that misses ends as soon as that is certain, while one that passes has to serve
+everybody: most searches pay for one or two such runs.
+
+A higher rate is not always harder. A static batch waits until it is full, so a request may wait too long
+because too *few* others come: such a configuration meets the SLO in an interval of rates. The descent stops
+at the first rate that passes, which is the upper end of the interval, to within a step; when none passes on
+the way down, higher rates than the first are tried too.
 """
 
 from __future__ import annotations
@@ -12,11 +19,16 @@ from dataclasses import dataclass
 
 from tunebatch.measure.result import RunResult
 from tunebatch.measure.slo import LimitVerdict
+from tunebatch.tune.sustained import is_growing
 
-__all__ = ["Capacity", "NotEnoughEvidenceError", "find_capacity", "is_met"]
+__all__ = ["Capacity", "NotEnoughEvidenceError", "find_capacity", "is_sustained"]
 
-# A bracket grows faster the further it is from where it started; the product is 128.
-_GROWTH = (2.0, 2.0, 4.0, 8.0)
+# Exponents of the step, one per run. Downward they add up to 34 steps, a factor of 116 at a step of 1.15;
+# upward from a rate that passed to twice as many; upward from misses to 5, a factor of 2.
+_DOWN = (1, 1, 1, 1, 2, 4, 8, 16)
+_UP = (1, 2, 4, 8, 16, 32)
+_UP_FROM_MISSES = (1, 1, 1, 2)
+_COARSE_STEP = 1.5
 
 
 class NotEnoughEvidenceError(ValueError):
@@ -28,38 +40,45 @@ class Capacity:
     """What a search for the capacity found.
 
     Attributes:
-        rate_per_s: The highest rate that met the SLO, requests per second; 0 when none did.
+        rate_per_s: The highest rate that was sustained, requests per second; 0 when none was.
         passing: The run at that rate.
-        failing: The run at the lowest rate that missed; its verdict tells which limit binds. None when no
-            rate missed.
-        runs: Every run in order: its rate, and whether it met the SLO.
-        bracketed: Both a passing and a failing rate are known. Otherwise ``rate_per_s`` is only a lower
-            bound, or 0.
+        failing: The run at the lowest rate above it that was not, or at the lowest rate of all when nothing
+            passed; its verdict tells which limit binds. None when every rate was sustained.
+        runs: Every run in order: its rate, and whether it was sustained.
+        finished: The search ended by itself, not by ``max_runs`` or ``may_go_on``. Otherwise ``rate_per_s``
+            is only a lower bound, or 0 because nothing is known.
+        coarse: The configuration is not better than ``good_enough``, and ``rate_per_s`` a lower bound.
     """
 
     rate_per_s: float
     passing: RunResult | None
     failing: RunResult | None
     runs: tuple[tuple[float, bool], ...]
-    bracketed: bool
+    finished: bool
+    coarse: bool
 
 
 def find_capacity(
     measure_at: Callable[[float], RunResult],
     *,
     start_rate: float,
+    step: float = 1.15,
     tolerance: float = 0.05,
-    max_runs: int = 10,
-    first_step: float = 2.0,
+    good_enough: float = 0.0,
+    max_runs: int = 20,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> Capacity:
-    """Searches the capacity, assuming that a higher rate is never easier.
+    """Searches the capacity.
 
     Args:
         measure_at: Serves the workload at a rate (requests per second); its verdict decides.
-        start_rate: Where to begin; the nearer to the capacity, the fewer runs.
+        start_rate: Where to begin; best a little above the capacity.
+        step: Ratio of the first two rates; the descent gets faster from there.
         tolerance: Stop when the lowest failing rate is at most this share above the highest passing one.
+        good_enough: A rate to beat. When the start is not above it and fails, the capacity is told
+            coarsely: by the first rate of a steep descent that passes.
         max_runs: Stop after so many runs, whatever is known by then.
-        first_step: Factor from the start to the second rate; a good start deserves a small one.
+        may_go_on: Asked before every run but the first.
 
     Raises:
         NotEnoughEvidenceError: A run's verdict has neither passed nor missed.
@@ -67,65 +86,92 @@ def find_capacity(
     """
     if not (start_rate > 0.0 and math.isfinite(start_rate)):
         raise ValueError(f"start_rate = {start_rate}: must be a positive number of requests per second")
-    if not (tolerance > 0.0 and first_step > 1.0 and max_runs >= 1):
-        raise ValueError("tolerance must be above 0, first_step above 1 and max_runs at least 1")
-    search = _Search(measure_at, max_runs)
-    search.bracket(start_rate, first_step)
-    search.bisect(tolerance)
-    return Capacity(
-        search.low or 0.0,
-        search.passing,
-        search.failing,
-        tuple(search.runs),
-        search.low is not None and search.high is not None,
-    )
+    if not (tolerance > 0.0 and step > 1.0 and max_runs >= 1):
+        raise ValueError("tolerance must be above 0, step above 1 and max_runs at least 1")
+    search = _Search(measure_at, max_runs, may_go_on)
+    coarse = False
+    try:
+        passed: float | None = start_rate if search.sustains(start_rate) else None
+        coarse = passed is None and start_rate <= good_enough
+        if passed is None and not search.descend(start_rate, _COARSE_STEP if coarse else step):
+            passed = search.climb(start_rate, step, _UP_FROM_MISSES, until=True)
+        if passed is not None:
+            search.climb(passed, step, _UP, until=False)
+        if not coarse:
+            search.bisect(tolerance)
+        finished = True
+    except _OutOfBudgetError:
+        finished = False
+    return search.found(finished, coarse)
+
+
+class _OutOfBudgetError(Exception):
+    pass
 
 
 class _Search:
-    """``low`` is the highest passing rate, ``high`` the lowest failing one."""
-
-    def __init__(self, measure_at: Callable[[float], RunResult], max_runs: int) -> None:
+    def __init__(
+        self, measure_at: Callable[[float], RunResult], max_runs: int, may_go_on: Callable[[], bool]
+    ) -> None:
         self._measure_at = measure_at
         self._max_runs = max_runs
-        self.runs: list[tuple[float, bool]] = []
-        self.low: float | None = None
-        self.high: float | None = None
-        self.passing: RunResult | None = None
-        self.failing: RunResult | None = None
+        self._may_go_on = may_go_on
+        self._runs: list[tuple[float, bool, RunResult]] = []
 
-    def bracket(self, start_rate: float, first_step: float) -> None:
-        rate = start_rate
-        upward = self._run(rate)
-        growth = _GROWTH if first_step == _GROWTH[0] else (first_step, *_GROWTH)
-        for factor in growth:
-            if len(self.runs) >= self._max_runs:
-                return
-            rate = rate * factor if upward else rate / factor
-            if self._run(rate) != upward:
-                return
+    def descend(self, rate: float, step: float) -> bool:
+        """Lower rates until one passes; whether one did."""
+        for exponent in _DOWN:
+            rate /= step**exponent
+            if self.sustains(rate):
+                return True
+        return False
+
+    def climb(self, rate: float, step: float, exponents: tuple[int, ...], until: bool) -> float | None:
+        """Higher rates until one passes, or until one does not; that one."""
+        for exponent in exponents:
+            rate *= step**exponent
+            if self.sustains(rate) == until:
+                return rate
+        return None
 
     def bisect(self, tolerance: float) -> None:
-        while (
-            self.low is not None
-            and self.high is not None
-            and self.high / self.low > 1.0 + tolerance
-            and len(self.runs) < self._max_runs
-        ):
-            self._run(math.sqrt(self.low * self.high))
+        while (low := self._low()) is not None and (high := self._high(low[0])) is not None:
+            if high[0] <= low[0] * (1.0 + tolerance):
+                return
+            self.sustains(math.sqrt(low[0] * high[0]))
 
-    def _run(self, rate: float) -> bool:
+    def sustains(self, rate: float) -> bool:
+        if len(self._runs) >= self._max_runs or (self._runs and not self._may_go_on()):
+            raise _OutOfBudgetError
         result = self._measure_at(rate)
-        met = is_met(result)
-        self.runs.append((rate, met))
-        if met:
-            self.low, self.passing = rate, result
-        else:
-            self.high, self.failing = rate, result
-        return met
+        self._runs.append((rate, is_sustained(result), result))
+        return self._runs[-1][1]
+
+    def found(self, finished: bool, coarse: bool) -> Capacity:
+        low = self._low()
+        high = self._high(low[0] if low is not None else 0.0)
+        return Capacity(
+            rate_per_s=low[0] if low is not None else 0.0,
+            passing=low[1] if low is not None else None,
+            failing=high[1] if high is not None else None,
+            runs=tuple((rate, passed) for rate, passed, _ in self._runs),
+            finished=finished,
+            coarse=coarse,
+        )
+
+    def _low(self) -> tuple[float, RunResult] | None:
+        passed = [(rate, result) for rate, met, result in self._runs if met]
+        return max(passed, key=lambda run: run[0], default=None)
+
+    def _high(self, above: float) -> tuple[float, RunResult] | None:
+        missed = [(rate, result) for rate, met, result in self._runs if not met and rate > above]
+        return min(missed, key=lambda run: run[0], default=None)
 
 
-def is_met(result: RunResult) -> bool:
-    """Whether a run met its SLO. A miss on one limit is a miss, whatever evidence the others lack.
+def is_sustained(result: RunResult) -> bool:
+    """Whether a run met its SLO and could have gone on.
+
+    A miss on one limit is a miss, whatever evidence the others lack.
 
     Raises:
         NotEnoughEvidenceError: Nothing missed, but a percentile has too few samples.
@@ -134,12 +180,12 @@ def is_met(result: RunResult) -> bool:
     verdict = result.verdict
     if verdict is None:
         raise ValueError("a capacity needs an SLO, and this run was measured without one")
-    if verdict.met:
-        return True
     if verdict.lost or any(limit.status == "miss" for limit in verdict.limits):
         return False
     lacking = [limit for limit in verdict.limits if limit.status == "not enough evidence"]
-    raise NotEnoughEvidenceError(_say_needed(result, lacking))
+    if lacking:
+        raise NotEnoughEvidenceError(_say_needed(result, lacking))
+    return not is_growing(result)
 
 
 def _say_needed(result: RunResult, lacking: list[LimitVerdict]) -> str:

@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 
 from tunebatch.measure.result import RunResult
-from tunebatch.tune.facts import TrialFacts
+from tunebatch.tune.facts import Miss, TrialFacts
 
-__all__ = ["Confirmation", "candidates", "gain_over", "mean_capacity"]
+__all__ = ["Confirmation", "best_of_each", "finalists", "gain_over", "mean_capacity"]
 
 _CONFIDENCE = 0.90
 
@@ -23,38 +23,41 @@ class Confirmation:
     """One configuration on one fresh seed.
 
     Attributes:
+        repeat: Which fresh seed, from 0.
         value: Its capacity there; 0 when it misses the SLO.
         resolution: ``log(failing rate / passing rate)`` of the search for it.
-        result: The run at the capacity; None when there is none, or an earlier session measured it.
+        missed: What kept more load out.
+        result: The run at the capacity; None when there is none.
     """
 
+    repeat: int
     value: float
     resolution: float
-    binding: str | None = None
+    missed: Miss | None = None
     result: RunResult | None = None
 
 
-def candidates(facts: Sequence[TrialFacts], top: int) -> list[TrialFacts]:
-    """What to confirm: the best, the best of the second strategy, the next best, and the best default.
+def finalists(facts: Sequence[TrialFacts], top: int) -> list[TrialFacts]:
+    """Who can win: the best trials, and the best default, which the winner is compared with.
 
     Args:
         facts: Trials of the search, in any order; those without a capacity are passed over.
         top: How many, at least 1; the best default comes on top when it is not among them.
     """
     ranked = sorted((trial for trial in facts if trial.capacity > 0.0), key=lambda trial: -trial.capacity)
-    if not ranked:
-        return []
-    other = next((trial for trial in ranked if trial.strategy != ranked[0].strategy), None)
-    chosen = [ranked[0], *([other] if other is not None else [])][: max(top, 1)]
+    chosen = ranked[: max(top, 1)]
     default = next((trial for trial in ranked if trial.origin == "default"), None)
-    for trial in ranked:
-        if len(chosen) >= top:
-            break
-        if trial not in chosen:
-            chosen.append(trial)
     if default is not None and default not in chosen:
         chosen.append(default)
-    return sorted(chosen, key=lambda trial: -trial.capacity)
+    return chosen
+
+
+def best_of_each(facts: Sequence[TrialFacts]) -> list[TrialFacts]:
+    """The best trial of each strategy, the best strategy first; without a capacity, the most promising."""
+    first: dict[str, TrialFacts] = {}
+    for trial in sorted(facts, key=lambda trial: (-trial.capacity, -trial.objective)):
+        first.setdefault(trial.strategy, trial)
+    return list(first.values())
 
 
 def mean_capacity(trial: TrialFacts) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tunebatch.engine.strategies import Strategy, strategy
 from tunebatch.measure.result import RunResult
@@ -13,6 +13,7 @@ from tunebatch.tune.space import config_hash
 
 __all__ = [
     "MeasureFn",
+    "Miss",
     "Objective",
     "Origin",
     "Phase",
@@ -26,9 +27,45 @@ Objective = Literal["capacity", "throughput"]
 Origin = Literal["default", "search", "random"]
 Phase = Literal["start", "search", "random", "confirm"]
 
-# Serves the workload: strategy, rate in requests per second (None: all requests at once, or a workload
-# without a rate), seed of the arrivals, whether to stop once the SLO is certainly missed.
-MeasureFn = Callable[[Strategy, float | None, int, bool], RunResult]
+
+class MeasureFn(Protocol):
+    """Serves the workload once.
+
+    Args:
+        chosen: The strategy with its knobs.
+        rate: Requests per second; None: all at once, or a workload without a rate.
+        seed: Of arrivals, lengths and prompts.
+        stop_early: End the run once the SLO is certainly missed.
+        least_s: Let requests arrive for so long at least, with more of the same traffic where need be.
+        glimpse_s: End the run after about so many seconds; only its throughput is looked at.
+    """
+
+    def __call__(
+        self,
+        chosen: Strategy,
+        rate: float | None,
+        seed: int,
+        *,
+        stop_early: bool = False,
+        least_s: float = 0.0,
+        glimpse_s: float | None = None,
+    ) -> RunResult: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Why a rate was not sustained.
+
+    Attributes:
+        limit: The limit that was missed by most, such as ``p90_ttft``; or other words.
+        limit_s: What it allows, in seconds.
+        observed_s: What was measured; None when the run ended as soon as it could only exceed the limit.
+    """
+
+    limit: str
+    limit_s: float | None = None
+    observed_s: float | None = None
+    rate_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +77,14 @@ class TrialFacts:
         capacity: Requests per second inside the SLO, or output tokens per second for the throughput
             objective; 0 when the SLO cannot be met.
         met: The SLO was met at ``capacity``.
+        coarse: The capacity is only a lower bound: the configuration did not reach the best of its strategy.
         objective: What the search maximises: the logarithm of the capacity, pessimistic where there is none.
         margins: Per limit ``log(observed / limit)`` at the capacity, or where even the lowest rate misses;
             clipped to [-1, 1.5].
         binding: What the first run above the capacity missed; None when nothing did.
+        missed: The same, with numbers.
         oom: A step did not fit on the device.
-        rates: Every rate that was measured and whether it met the SLO.
+        rates: Every rate that was measured and whether it was sustained.
         summary: The metrics at the capacity under the keys of ``vllm bench serve``, and some of ours.
         confirmed: Its capacity on each fresh seed.
     """
@@ -57,8 +96,10 @@ class TrialFacts:
     capacity: float
     met: bool
     objective: float
+    coarse: bool = False
     margins: dict[str, float] = field(default_factory=dict)
     binding: str | None = None
+    missed: Miss | None = None
     oom: bool = False
     rates: tuple[tuple[float, bool], ...] = ()
     summary: dict[str, float | None] = field(default_factory=dict)
@@ -80,6 +121,8 @@ class TrialFacts:
         values = dict(data)
         values["rates"] = tuple((float(rate), bool(met)) for rate, met in values.get("rates", ()))
         values["confirmed"] = tuple(values.get("confirmed", ()))
+        missed = values.get("missed")
+        values["missed"] = None if missed is None else Miss(**missed)
         return cls(**values)
 
 
@@ -88,12 +131,15 @@ class TableRow:
     """The best configuration of one strategy.
 
     Attributes:
-        result: The run at its capacity, from the confirmation where there was one; records are missing on
-            what an earlier session measured. None when it met the SLO nowhere.
+        result: The run at its capacity, from the confirmation if there was one; at another rate if it met
+            the SLO nowhere. Records are missing on what an earlier session measured; None when nothing was
+            measured to the end.
+        missed: What kept more load out.
     """
 
     facts: TrialFacts
     result: RunResult | None
+    missed: Miss | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +148,10 @@ class SweepEvent:
 
     Attributes:
         trial: Number of the step in its phase, from 1.
-        total: Steps of the phase; None when only time limits it.
-        label: The strategy with its knobs.
-        best: Best capacity so far, and ``best_label`` whose it is.
+        total: Steps of the phase at most.
+        chosen: The strategy with its knobs that is measured, or was.
+        best: The best trial so far.
+        left_s: Until the time is up; without a limit estimated from the steps so far, None before any.
         done: The finished trial's facts; None when the event announces work.
         error: Why a trial failed, one line.
     """
@@ -112,12 +159,16 @@ class SweepEvent:
     phase: Phase
     trial: int
     total: int | None
-    label: str
-    best: float | None
-    best_label: str | None
+    chosen: Strategy
+    best: TrialFacts | None
     elapsed_s: float
+    left_s: float | None
     done: TrialFacts | None = None
     error: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.chosen.label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +184,10 @@ class SweepOutcome:
             best default is the winner.
         binding: What the winner misses first above its capacity; of the best trial when there is no winner.
         best_random: Best of the random baseline; None without one.
+        random_gain: Winner over best of the random baseline, both confirmed; None when one of them is not.
         elapsed_s: Of this session.
+        foreign_cpu_share: The largest share of the processor that other programs took during a run of
+            this session; None when it could not be told.
     """
 
     trials: list[TrialFacts]
@@ -142,7 +196,9 @@ class SweepOutcome:
     best_default: TrialFacts | None
     gain: float | None
     gain_interval: tuple[float, float] | None
-    binding: str | None
+    binding: Miss | None
     best_random: TrialFacts | None
+    random_gain: float | None
     interrupted: bool
     elapsed_s: float
+    foreign_cpu_share: float | None

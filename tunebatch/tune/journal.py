@@ -1,8 +1,7 @@
-"""The search's memory on disk: Optuna studies in one journal file, and a result file per trial."""
+"""What a search decided, on disk: Optuna studies in one journal file."""
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import warnings
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunebatch.engine.strategies import Strategy
-from tunebatch.measure.result import ResultError, RunResult, read_result, write_result
 from tunebatch.tune.facts import TrialFacts
 from tunebatch.tune.space import Space, config_hash
 
@@ -44,7 +42,8 @@ class Journal:
 
         from tunebatch.tune.journal_file import JournalFile
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # Its warnings would land in the middle of our progress; what is wrong with a study raises.
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self.space = space
@@ -78,16 +77,6 @@ class Journal:
         if self.limits is None:
             self.limits = names
             self.remember("limits", names)
-
-    def keep_result(self, config: str, result: RunResult) -> None:
-        """Stores a run for later sessions, without its records."""
-        write_result(dataclasses.replace(result, record=None), self._directory / "trials" / config)
-
-    def kept_result(self, config: str) -> RunResult | None:
-        try:
-            return read_result(self._directory / "trials" / config)
-        except ResultError:
-            return None
 
 
 class StudyLog:

@@ -19,7 +19,7 @@ from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = ["Space", "config_hash", "distance"]
+__all__ = ["Space", "config_hash"]
 
 Params = dict[str, Any]
 
@@ -94,17 +94,6 @@ def config_hash(chosen: Strategy) -> str:
     """The same for parameters that give the same strategy and knobs, however they were drawn."""
     text = json.dumps([chosen.name, sorted(chosen.knobs)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def distance(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """How far apart the knobs of one strategy are, in octaves; a knob that only one has counts 1."""
-    total = 0.0
-    for name in one.keys() | other.keys():
-        if name not in one or name not in other:
-            total += 1.0
-            continue
-        total += math.log2((one[name] + 1e-9) / (other[name] + 1e-9)) ** 2
-    return math.sqrt(total)
 
 
 def _knobs_of(name: str) -> tuple[Knob, ...]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tunebatch.measure.result import RunResult
-from tunebatch.tune.confirm import candidates, gain_over, mean_capacity
+from tunebatch.tune.confirm import best_of_each, finalists, gain_over, mean_capacity
 from tunebatch.tune.facts import MeasureFn, Objective, SweepEvent, SweepOutcome, TableRow, TrialFacts
 from tunebatch.tune.sweep import Settings, Sweep
 
 __all__ = ["run_sweep"]
 
-_CONFIRM_ROUNDS = 3
-_SEARCH_SHARE = 0.8  # of the time; the rest is for the confirmation
+_SEARCH_SHARE = 0.6  # of the time; the rest is for the confirmation
+_FALLBACKS = 3
+_MOST_REPEATS = 5
 
 
 def run_sweep(
@@ -24,6 +27,7 @@ def run_sweep(
     directory: Path,
     objective: Objective = "capacity",
     start_rate: float | None = None,
+    least_s: float = 0.0,
     max_trials: int | None = None,
     max_time_s: float | None = None,
     seed: int = 0,
@@ -31,6 +35,7 @@ def run_sweep(
     confirm_top: int = 3,
     confirm_repeats: int = 2,
     tolerance: float = 0.05,
+    identity: Mapping[str, Any] | None = None,
     on_event: Callable[[SweepEvent], None] = lambda event: None,
     write_winner: Callable[[RunResult], None] | None = None,
 ) -> SweepOutcome:
@@ -41,16 +46,19 @@ def run_sweep(
     search goes on and measures nothing twice. Ctrl-C ends it and returns what there is.
 
     Args:
-        measure: Serves the workload once: strategy, rate in requests per second (None: all at once, or a
-            workload without a rate), seed, whether to stop early once the SLO is certainly missed.
-        start_rate: Where to look for a capacity, requests per second; None estimates it from one saturated
-            run per strategy. For the throughput objective the rate at which the SLO is judged, or None.
+        measure: Serves the workload once.
+        start_rate: Where to look for a capacity, requests per second; None estimates it from a short
+            saturated run per strategy. For the throughput objective the rate at which the SLO is judged,
+            or None.
+        least_s: How long requests have to arrive in a run that tells a capacity, see ``least_duration_s``.
         max_trials: Configurations to measure, defaults included, earlier sessions included; the random
             baseline has as many again.
-        max_time_s: Seconds for this session; a fifth of it is left for the confirmation. A trial that has
-            begun is finished.
-        confirm_repeats: Fresh seeds, each with every candidate.
-        tolerance: How closely a capacity is found, as a share.
+        max_time_s: Seconds for this session, confirmation included. No run is begun that would not end in
+            time, going by the strategy's longest so far.
+        confirm_top: How many of the best can win; the best of every strategy is measured on one fresh seed.
+        confirm_repeats: Fresh seeds for those that can win; up to 5 while the time lasts, if it is limited.
+        tolerance: How closely a capacity is confirmed, as a share.
+        identity: What else must not change between sessions, in JSON types.
         write_winner: Given the winner's run; with its records if this session measured it.
 
     Raises:
@@ -69,18 +77,27 @@ def run_sweep(
     from tunebatch.tune.journal_file import only_writer  # imports optuna
 
     began = time.monotonic()
+    length = math.inf if max_time_s is None else max_time_s
     settings = Settings(
-        tuple(dict.fromkeys(strategies)), objective, start_rate, max_trials, seed, tolerance, began
+        strategies=tuple(dict.fromkeys(strategies)),
+        objective=objective,
+        start_rate=start_rate,
+        least_s=least_s,
+        max_trials=max_trials,
+        seed=seed,
+        tolerance=tolerance,
+        began=began,
+        end=began + length,
+        identity=identity or {},
     )
     with only_writer(directory):
         sweep = Sweep(measure, directory, settings, on_event)
         interrupted = False
         try:
-            sweep.estimate_rates()
-            share = _SEARCH_SHARE / (2.0 if baseline_random else 1.0)
-            sweep.search(None if max_time_s is None else began + share * max_time_s)
+            sweep.glimpse()
+            sweep.search(began + length * _SEARCH_SHARE / (2.0 if baseline_random else 1.0))
             if baseline_random:
-                sweep.random_baseline(None if max_time_s is None else began + _SEARCH_SHARE * max_time_s)
+                sweep.random_baseline(began + length * _SEARCH_SHARE)
             _confirm(sweep, confirm_top, confirm_repeats)
         except KeyboardInterrupt:
             interrupted = True
@@ -88,21 +105,39 @@ def run_sweep(
 
 
 def _confirm(sweep: Sweep, top: int, repeats: int) -> None:
-    """The best, and the next best where none of them holds on fresh seeds."""
+    """The finalists on several fresh seeds; the best of each strategy, and of the baseline, on the first."""
+    end = sweep.settings.end
     left = list(sweep.search_facts)
-    for _ in range(_CONFIRM_ROUNDS):
-        chosen = candidates(left, top)
-        sweep.confirm(chosen, repeats)
-        if any(mean_capacity(sweep.with_confirmation(trial)) > 0.0 for trial in chosen):
+    rest = [*best_of_each(left), *best_of_each(sweep.random_facts)[:1]]
+    for _ in range(_FALLBACKS):
+        chosen = finalists(left, top)
+        if not sweep.confirm(chosen, 0, end):
             return
-        left = [trial for trial in left if trial not in chosen]
+        if any(mean_capacity(sweep.with_confirmation(trial)) > 0.0 for trial in chosen):
+            break
+        left = [trial for trial in left if trial not in chosen]  # luck, all of them: the next best
+    if not sweep.confirm([trial for trial in rest if trial.capacity > 0.0], 0, end):
+        return
+    for trial in rest:
+        if trial.capacity == 0.0:
+            sweep.show(trial)
+    most = repeats if math.isinf(end) or len(chosen) < 2 else max(repeats, _MOST_REPEATS)
+    took = 0.0
+    for repeat in range(1, most):
+        began = time.monotonic()
+        if repeat >= repeats and began + took > end:
+            return
+        # The order turns, so that a machine that slows down treats all alike.
+        if not sweep.confirm(chosen if repeat % 2 == 0 else chosen[::-1], repeat, end):
+            return
+        took = time.monotonic() - began
 
 
 def _outcome(
     sweep: Sweep, interrupted: bool, write_winner: Callable[[RunResult], None] | None
 ) -> SweepOutcome:
     facts = [sweep.with_confirmation(trial) for trial in sweep.search_facts]
-    random_facts = sweep.random_facts
+    random_facts = [sweep.with_confirmation(trial) for trial in sweep.random_facts]
     confirmed = [trial for trial in facts if trial.confirmed]
     # Only what the confirmation covered can win; when interrupted, the best seen.
     ranked = sorted(facts if interrupted or not confirmed else confirmed, key=_rank)
@@ -116,10 +151,14 @@ def _outcome(
     gain, interval = None, None
     if winner is not None and best_default is not None:
         gain, interval = gain_over(winner, best_default, sweep.resolution(winner, best_default))
+    best_random = max(random_facts, key=lambda trial: trial.capacity, default=None)
+    random_gain = None
+    if winner is not None and best_random is not None and best_random.confirmed:
+        random_gain, _ = gain_over(winner, best_random, 0.0)
     first: dict[str, TrialFacts] = {}
     for trial in sorted(facts, key=_row_rank):
         first.setdefault(trial.strategy, trial)
-    rows = [TableRow(trial, sweep.result_of(trial)) for trial in first.values()]
+    rows = [TableRow(trial, sweep.result_of(trial), sweep.missed_by(trial)) for trial in first.values()]
     told = winner or min(facts, key=_rank, default=None)
     if winner is not None and write_winner is not None:
         result = sweep.result_of(winner)
@@ -132,10 +171,12 @@ def _outcome(
         best_default=best_default,
         gain=gain,
         gain_interval=interval,
-        binding=None if told is None else sweep.binding_of(told),
-        best_random=max(random_facts, key=lambda trial: trial.capacity, default=None),
+        binding=None if told is None else sweep.missed_by(told),
+        best_random=best_random,
+        random_gain=random_gain,
         interrupted=interrupted,
         elapsed_s=time.monotonic() - sweep.settings.began,
+        foreign_cpu_share=sweep.runs.foreign_cpu_share,
     )
 
 

@@ -1,14 +1,15 @@
-"""The stages of a search: start rates, the search itself, its random rival, the confirmation."""
+"""The stages of a search: a glimpse of each strategy, the search, its random rival, the confirmation."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import random
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunebatch.bench import DoesNotFitError
 from tunebatch.engine.plan import OutOfDeviceMemoryError
@@ -16,35 +17,62 @@ from tunebatch.engine.strategies import Strategy, strategy
 from tunebatch.measure.result import ResultError, RunResult
 from tunebatch.tune.capacity import NotEnoughEvidenceError
 from tunebatch.tune.confirm import Confirmation, mean_capacity
-from tunebatch.tune.facts import MeasureFn, Objective, Origin, Phase, SweepEvent, TrialFacts
+from tunebatch.tune.facts import MeasureFn, Miss, Objective, Origin, Phase, SweepEvent, TrialFacts
 from tunebatch.tune.journal import Journal, StudyLog, gp_sampler, random_sampler
-from tunebatch.tune.space import Space, distance
-from tunebatch.tune.trial import Measured, binding_limit, facts_of, measure_config, out_of_memory
+from tunebatch.tune.runs import Runs
+from tunebatch.tune.space import Space
+from tunebatch.tune.trial import (
+    Measured,
+    facts_of,
+    measure_capacity,
+    measure_throughput,
+    miss_of,
+    out_of_memory,
+)
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Settings", "Sweep"]
+__all__ = ["Settings", "Sweep", "saturated_rate"]
 
-_SATURATED_SHARE = 0.7  # an open loop inside an SLO sustains less than the saturated rate
-_WARM_STEP = 1.25  # a neighbour's capacity is a good start
-_MAX_RUNS = 10
-_CONFIRM_STEP, _CONFIRM_START, _CONFIRM_TOLERANCE = 1.1, 0.98, 0.03
+GLIMPSE_S = 2.0
+_STEP, _CONFIRM_STEP = 1.15, 1.06
+_SEARCH_TOLERANCE = 0.08  # the confirmation looks closer
 _MAX_REPEATS = 20  # in a row: the space holds nothing new
 _MAX_FAILURES = 3  # in a row: not bad luck
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """What was asked for; see ``run_sweep``. ``began`` is on the monotonic clock, seconds."""
+    """What was asked for; see ``run_sweep``. ``began`` and ``end`` are on the monotonic clock, seconds."""
 
     strategies: tuple[str, ...]
     objective: Objective
     start_rate: float | None
+    least_s: float
     max_trials: int | None
     seed: int
     tolerance: float
     began: float
+    end: float
+    identity: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Shown:
+    """A strategy's best run with its records; the others are on disk without."""
+
+    config: str
+    value: float
+    result: RunResult
+
+
+def saturated_rate(glimpse: RunResult) -> float:
+    """Requests per second that a saturated run of any length would serve, told from its tokens."""
+    metrics = glimpse.metrics
+    if metrics.completed == metrics.num_requests:
+        return metrics.request_throughput
+    return metrics.output_throughput / float(glimpse.workload["mean_output_tokens"])
 
 
 class Sweep:
@@ -57,7 +85,6 @@ class Sweep:
         settings: Settings,
         on_event: Callable[[SweepEvent], None],
     ) -> None:
-        self._measure = measure
         self.settings = settings
         self._on_event = on_event
         self._space = Space(settings.strategies)
@@ -65,11 +92,16 @@ class Sweep:
             "strategies": list(settings.strategies),
             "objective": settings.objective,
             "seed": settings.seed,
+            **settings.identity,
         }
         if settings.objective == "throughput":
             fixed["start_rate"] = settings.start_rate
         self._journal = Journal(directory, self._space, fixed)
-        self._results: dict[str, RunResult] = {}
+        self.runs = Runs(measure, directory / "runs")
+        self._saturated: dict[str, float] = {}
+        self._longest_s: dict[str, float] = {}
+        self._trials_took_s: list[float] = []
+        self._shown: dict[str, _Shown] = {}
         self._confirmations: dict[str, list[Confirmation]] = {}
         self._search: StudyLog | None = None
         self._random: StudyLog | None = None
@@ -82,29 +114,26 @@ class Sweep:
     def random_facts(self) -> list[TrialFacts]:
         return self._random.facts if self._random is not None else []
 
-    def estimate_rates(self) -> None:
-        """One saturated run per strategy, where a capacity is searched and nobody said where."""
+    def glimpse(self) -> None:
+        """A short saturated run of every strategy, so that no search begins far from its capacity."""
         if self.settings.objective != "capacity" or self.settings.start_rate is not None:
             return
         names = self._space.names
         for index, name in enumerate(names):
             chosen = strategy(name)
-            key = f"saturated:{name}"
-            if self._journal.recall(key) is not None:
-                continue
             self._tell("start", index + 1, len(names), chosen)
             try:
-                rate = self._measure(chosen, None, self.settings.seed, False).metrics.request_throughput
+                seen = self.runs(chosen, None, self.settings.seed, glimpse_s=GLIMPSE_S)
             except OutOfDeviceMemoryError:
-                rate = 0.0
-            self._journal.remember(key, rate)
+                continue
+            self._saturated[name] = saturated_rate(seen)
 
-    def search(self, deadline: float | None) -> None:
+    def search(self, until: float) -> None:
         """The defaults, then what the sampler suggests."""
         self._search = StudyLog(self._journal, "search", self._gp, self._space.defaults())
-        self._loop(self._search, "search", self.settings.max_trials, deadline)
+        self._loop(self._search, "search", self.settings.max_trials, until)
 
-    def random_baseline(self, deadline: float | None) -> None:
+    def random_baseline(self, until: float) -> None:
         """As many random trials as the search has, the same defaults included."""
         self._random = StudyLog(
             self._journal,
@@ -112,18 +141,29 @@ class Sweep:
             lambda offset: random_sampler(self.settings.seed + offset),
             self._space.defaults(),
         )
-        self._loop(self._random, "random", len(self.search_facts), deadline)
+        self._loop(self._random, "random", len(self.search_facts), until)
 
-    def confirm(self, chosen: Sequence[TrialFacts], repeats: int) -> None:
-        """Measures the candidates again, in turns, one fresh seed per turn, the order reversed every time."""
-        total = len(chosen) * repeats
-        done = 0
-        for repeat in range(repeats):
-            for trial in chosen if repeat % 2 == 0 else reversed(chosen):
-                done += 1
-                self._tell("confirm", done, total, trial.chosen)
-                found = self._confirm_once(trial, self.settings.seed + 1 + repeat)
-                self._confirmations.setdefault(trial.config, []).append(found)
+    def confirm(self, chosen: Sequence[TrialFacts], repeat: int, until: float) -> bool:
+        """Measures trials on one fresh seed; whether there was time for all of them."""
+        for index, trial in enumerate(chosen):
+            done = [item for item in self._confirmations.get(trial.config, ()) if item.repeat == repeat]
+            if done:
+                continue
+            if self._confirmations and not self._has_time(trial.chosen, until):
+                return False
+            self._tell("confirm", index + 1, len(chosen), trial.chosen)
+            found = self._confirm_once(trial, repeat, until)
+            if found is None:
+                return False
+            self._confirmations.setdefault(trial.config, []).append(found)
+            self._tell("confirm", index + 1, len(chosen), trial.chosen, done=self.with_confirmation(trial))
+        return True
+
+    def show(self, trial: TrialFacts) -> None:
+        """One whole run of a configuration that was never sustained, to show what it does."""
+        if self.settings.objective == "capacity" and trial.rates:
+            result = self.runs(trial.chosen, trial.rates[0][0], self.settings.seed)
+            self._shown[trial.strategy] = _Shown(trial.config, 0.0, result)
 
     def with_confirmation(self, trial: TrialFacts) -> TrialFacts:
         found = self._confirmations.get(trial.config, ())
@@ -139,20 +179,26 @@ class Sweep:
         for item in reversed(self._confirmations.get(trial.config, [])):
             if item.result is not None:
                 return item.result
-        return self._results.get(trial.config) or self._journal.kept_result(trial.config)
+        shown = self._shown.get(trial.strategy)
+        if shown is not None and shown.config == trial.config:
+            return shown.result
+        capacity = self.settings.objective == "capacity"
+        rate = trial.capacity if capacity else self.settings.start_rate
+        return self.runs.recall(trial.chosen, rate, self.settings.seed, stop_early=capacity)
 
-    def binding_of(self, trial: TrialFacts) -> str | None:
-        found = [item.binding for item in self._confirmations.get(trial.config, ()) if item.binding]
-        return found[-1] if found else trial.binding
+    def missed_by(self, trial: TrialFacts) -> Miss | None:
+        """What keeps more load out."""
+        found = [item.missed for item in self._confirmations.get(trial.config, ()) if item.missed]
+        return found[-1] if found else trial.missed
 
     def _gp(self, offset: int) -> optuna.samplers.BaseSampler:
         return gp_sampler(self.settings.seed + offset, len(self._space.names), self.settings.max_trials)
 
-    def _loop(self, log: StudyLog, phase: Phase, budget: int | None, deadline: float | None) -> None:
+    def _loop(self, log: StudyLog, phase: Phase, budget: int | None, until: float) -> None:
         rng = random.Random(self.settings.seed + len(log.study.trials))
         repeats = failures = 0
         while repeats < _MAX_REPEATS and (budget is None or log.num_done < budget):
-            if deadline is not None and time.monotonic() >= deadline:
+            if time.monotonic() >= until:
                 break
             trial, chosen = log.ask()
             origin: Origin = trial.user_attrs.get("origin", "search")
@@ -163,8 +209,10 @@ class Sweep:
             error: str | None = None
             if facts is None:
                 self._tell(phase, log.num_done + 1, budget, chosen)
+                began = time.monotonic()
                 try:
-                    facts = self._measure_trial(trial.number, origin, chosen)
+                    facts = self._measure_trial(log, trial.number, origin, chosen, until)
+                    self._trials_took_s.append(time.monotonic() - began)
                     failures = 0
                 except (OSError, ResultError):
                     raise  # nor can the journal be written; a trial left running is repeated on resuming
@@ -177,6 +225,10 @@ class Sweep:
                     if failures >= _MAX_FAILURES:
                         raise
                     error = f"{type(problem).__name__}: {problem}".splitlines()[0]
+                else:
+                    if facts is None:  # the time was up before it was known; its runs are kept
+                        log.fail(trial, again=True)
+                        break
             else:
                 facts = dataclasses.replace(facts, number=trial.number, origin=origin)
             if facts is not None:
@@ -184,68 +236,77 @@ class Sweep:
             if repeats:
                 log.after_repeat(rng)
             else:
-                self._tell(phase, log.num_done, budget, chosen, facts, error)
+                self._tell(phase, log.num_done, budget, chosen, done=facts, error=error)
 
-    def _measure_trial(self, number: int, origin: Origin, chosen: Strategy) -> TrialFacts:
-        rate, step = self._start(chosen)
+    def _measure_trial(
+        self, log: StudyLog, number: int, origin: Origin, chosen: Strategy, until: float
+    ) -> TrialFacts | None:
+        seed = self.settings.seed
         try:
-            measured = measure_config(
-                self._measure,
-                chosen,
-                objective=self.settings.objective,
-                rate=rate,
-                seed=self.settings.seed,
-                tolerance=self.settings.tolerance,
-                max_runs=_MAX_RUNS,
-                first_step=step,
-            )
+            if self.settings.objective == "throughput":
+                measured = measure_throughput(self.runs, chosen, self.settings.start_rate, seed)
+            else:
+                best = self._best_of(log, chosen.name)
+                measured = measure_capacity(
+                    lambda rate: self._judge(chosen, rate, seed),
+                    self._start(log, chosen),
+                    step=_STEP,
+                    tolerance=max(self.settings.tolerance, _SEARCH_TOLERANCE),
+                    good_enough=best * _CONFIRM_STEP,
+                    may_go_on=lambda: self._has_time(chosen, until),
+                )
         except OutOfDeviceMemoryError as error:
             return out_of_memory(number, origin, chosen, self._pessimistic(), error)
+        if measured.value == 0.0 and not measured.finished:
+            return None
         facts = facts_of(measured, number, origin, chosen)
-        if measured.result is not None:
-            self._results[facts.config] = measured.result
-            self._journal.keep_result(facts.config, measured.result)
+        shown = self._shown.get(chosen.name)
+        if measured.result is not None and (shown is None or measured.value > shown.value):
+            self._shown[chosen.name] = _Shown(facts.config, measured.value, measured.result)
         return facts
 
-    def _confirm_once(self, trial: TrialFacts, seed: int) -> Confirmation:
-        key = f"confirm:{trial.config}:{seed}"
-        stored = self._journal.recall(key)
-        if stored is not None:
-            return Confirmation(stored["value"], stored["resolution"], stored["binding"])
-        capacity = self.settings.objective == "capacity"
+    def _confirm_once(self, trial: TrialFacts, repeat: int, until: float) -> Confirmation | None:
+        seed = self.settings.seed + 1 + repeat
         try:
-            measured = measure_config(
-                self._measure,
-                trial.chosen,
-                objective=self.settings.objective,
-                rate=_CONFIRM_START * trial.capacity if capacity else self.settings.start_rate,
-                seed=seed,
-                tolerance=min(self.settings.tolerance, _CONFIRM_TOLERANCE),
-                max_runs=_MAX_RUNS,
-                first_step=_CONFIRM_STEP,
-            )
+            if self.settings.objective == "throughput":
+                measured = measure_throughput(self.runs, trial.chosen, self.settings.start_rate, seed)
+            else:
+                measured = measure_capacity(
+                    lambda rate: self._judge(trial.chosen, rate, seed),
+                    trial.capacity * _CONFIRM_STEP,
+                    step=_CONFIRM_STEP,
+                    tolerance=self.settings.tolerance,
+                    may_go_on=lambda: self._has_time(trial.chosen, until),
+                )
         except OutOfDeviceMemoryError:
             measured = Measured(0.0, self._pessimistic(), None, None)
-        binding = binding_limit(measured.failing) if measured.failing else None
-        self._journal.remember(
-            key, {"value": measured.value, "resolution": measured.resolution, "binding": binding}
-        )
-        return Confirmation(measured.value, measured.resolution, binding, measured.result)
+        if measured.value == 0.0 and not measured.finished:
+            return None
+        missed = miss_of(measured.failing) if measured.failing else None
+        return Confirmation(repeat, measured.value, measured.resolution, missed, measured.result)
 
-    def _start(self, chosen: Strategy) -> tuple[float | None, float]:
-        """Where to look for the capacity, and how far the second rate is from there."""
-        if self.settings.objective == "throughput":
-            return self.settings.start_rate, 2.0
-        knobs = dict(chosen.knobs)
-        near = [fact for fact in self._journal.facts.values() if fact.capacity > 0.0]
-        same = [fact for fact in near if fact.strategy == chosen.name]
-        if same:
-            return min(same, key=lambda fact: distance(fact.knobs, knobs)).capacity, _WARM_STEP
-        if self.settings.start_rate is not None:
-            return self.settings.start_rate, 2.0
-        rates = {name: self._journal.recall(f"saturated:{name}") or 0.0 for name in self._space.names}
-        known = rates[chosen.name] or max(rates.values())
-        return (_SATURATED_SHARE * known or 1.0), 2.0
+    def _judge(self, chosen: Strategy, rate: float, seed: int) -> RunResult:
+        began = time.monotonic()
+        result = self.runs(chosen, rate, seed, stop_early=True, least_s=self.settings.least_s)
+        took = time.monotonic() - began
+        self._longest_s[chosen.name] = max(self._longest_s.get(chosen.name, 0.0), took)
+        return result
+
+    def _has_time(self, chosen: Strategy, until: float) -> bool:
+        """For one more run, going by the longest that the strategy has needed."""
+        return time.monotonic() + self._longest_s.get(chosen.name, 0.0) <= until
+
+    def _best_of(self, log: StudyLog, name: str) -> float:
+        return max((fact.capacity for fact in log.facts if fact.strategy == name), default=0.0)
+
+    def _start(self, log: StudyLog, chosen: Strategy) -> float:
+        """A little above the capacity: above the best of the strategy, which most of its configurations do
+        not reach; else the saturated rate, which none exceeds for long."""
+        best = self._best_of(log, chosen.name)
+        if best > 0.0:
+            return best * _CONFIRM_STEP
+        known = self._saturated.get(chosen.name) or max(self._saturated.values(), default=0.0)
+        return self.settings.start_rate or known or 1.0
 
     def _pessimistic(self) -> float:
         """The objective of what could not be measured: the worst that was."""
@@ -260,17 +321,20 @@ class Sweep:
         done: TrialFacts | None = None,
         error: str | None = None,
     ) -> None:
-        known = [fact for fact in self._journal.facts.values() if fact.capacity > 0.0]
-        best = max(known, key=mean_capacity, default=None)
+        now = time.monotonic()
+        known = [self.with_confirmation(fact) for fact in self.search_facts if fact.capacity > 0.0]
+        left = self.settings.end - now if math.isfinite(self.settings.end) else None
+        if left is None and self._trials_took_s and total is not None and phase != "confirm":
+            left = statistics.median(self._trials_took_s) * max(0, total - trial + (done is None))
         self._on_event(
             SweepEvent(
                 phase=phase,
                 trial=trial,
                 total=total,
-                label=chosen.label,
-                best=None if best is None else best.capacity,
-                best_label=None if best is None else best.chosen.label,
-                elapsed_s=time.monotonic() - self.settings.began,
+                chosen=chosen,
+                best=max(known, key=mean_capacity, default=None),
+                elapsed_s=now - self.settings.began,
+                left_s=None if left is None else max(0.0, left),
                 done=done,
                 error=error,
             )

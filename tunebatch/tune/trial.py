@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunebatch.engine.plan import OutOfDeviceMemoryError
 from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.metrics import Metrics, to_vllm_keys
 from tunebatch.measure.result import RunResult
-from tunebatch.tune.capacity import find_capacity, is_met
-from tunebatch.tune.facts import MeasureFn, Objective, Origin, TrialFacts
+from tunebatch.tune.capacity import find_capacity, is_sustained
+from tunebatch.tune.facts import MeasureFn, Miss, Origin, TrialFacts
 
-__all__ = ["Measured", "binding_limit", "facts_of", "margins", "measure_config", "out_of_memory", "summary"]
+__all__ = [
+    "Measured",
+    "facts_of",
+    "margins",
+    "measure_capacity",
+    "measure_throughput",
+    "miss_of",
+    "out_of_memory",
+    "summary",
+]
 
 _LEAST_MARGIN, _MOST_MARGIN = -1.0, 1.5
 _MISSED = 0.01  # the least margin of a run that missed, so that it cannot pass for feasible
+GROWING = "queue growth"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +35,12 @@ class Measured:
 
     Attributes:
         value: Capacity (requests/s) or saturated output throughput (tokens/s); 0 when the SLO is missed.
-        objective: Logarithm of the value, or of an upper bound of it when it is 0.
+        objective: Logarithm of the value, or of what stands for it when it is known coarsely or 0.
         result: The run that shows the value; None when there is none.
         failing: The first run above it that missed; None when none did.
         resolution: ``log(failing rate / passing rate)``; 0 for a throughput.
+        finished: Not cut short by the budget.
+        coarse: Not looked at closely, see ``good_enough``.
     """
 
     value: float
@@ -36,64 +49,68 @@ class Measured:
     failing: RunResult | None
     rates: tuple[tuple[float, bool], ...] = ()
     resolution: float = 0.0
+    finished: bool = True
+    coarse: bool = False
 
 
-def measure_config(
-    measure: MeasureFn,
-    chosen: Strategy,
+def measure_capacity(
+    measure_at: Callable[[float], RunResult],
+    start_rate: float,
     *,
-    objective: Objective,
-    rate: float | None,
-    seed: int,
+    step: float,
     tolerance: float,
-    max_runs: int,
-    first_step: float = 2.0,
+    good_enough: float = 0.0,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> Measured:
-    """Measures a configuration.
+    """The capacity of a configuration; arguments as of ``find_capacity``, which see."""
+    found = find_capacity(
+        measure_at,
+        start_rate=start_rate,
+        step=step,
+        tolerance=tolerance,
+        good_enough=good_enough,
+        may_go_on=may_go_on,
+    )
+    value = found.rate_per_s
+    above = min((rate for rate, met in found.runs if not met and rate > value), default=None)
+    if value == 0.0:
+        # Below the lowest rate that was tried, which half of it stands for.
+        objective = math.log(min(rate for rate, _ in found.runs) / 2.0)
+    else:
+        objective = math.log(value if above is None else math.sqrt(value * above))
+    resolution = math.log(above / value) if value and above else 0.0
+    return Measured(
+        value, objective, found.passing, found.failing, found.runs, resolution, found.finished, found.coarse
+    )
+
+
+def measure_throughput(
+    measure: MeasureFn, chosen: Strategy, offered_rate: float | None, seed: int
+) -> Measured:
+    """The saturated output throughput.
 
     Args:
-        rate: Where the search for the capacity begins; for the throughput objective the offered rate at
-            which the SLO is judged, or None to judge the saturated run itself.
+        offered_rate: The rate at which the SLO is judged; None judges the saturated run itself.
 
     Raises:
         NotEnoughEvidenceError: Too few requests for the SLO.
-        OutOfDeviceMemoryError: A step did not fit.
     """
-    if objective == "throughput":
-        return _throughput(measure, chosen, rate, seed)
-    if rate is None:
-        raise ValueError("the capacity objective needs a rate to start from")
-    found = find_capacity(
-        lambda at: measure(chosen, at, seed, True),
-        start_rate=rate,
-        tolerance=tolerance,
-        max_runs=max_runs,
-        first_step=first_step,
-    )
-    lowest_miss = min((at for at, met in found.runs if not met), default=None)
-    value = found.rate_per_s
-    resolution = math.log(lowest_miss / value) if value and lowest_miss else 0.0
-    # Nothing passed: the capacity is below the lowest rate tried, which half of it stands for.
-    bound = value or (lowest_miss or rate) / 2.0
-    return Measured(value, math.log(bound), found.passing, found.failing, found.runs, resolution)
-
-
-def _throughput(measure: MeasureFn, chosen: Strategy, rate: float | None, seed: int) -> Measured:
-    saturated = measure(chosen, None, seed, False)
+    saturated = measure(chosen, None, seed)
     value = saturated.metrics.output_throughput
-    judged = saturated if rate is None else measure(chosen, rate, seed, False)
-    met = judged.verdict is None or is_met(judged)
-    rates = () if rate is None else ((rate, met),)
+    judged = saturated if offered_rate is None else measure(chosen, offered_rate, seed)
+    met = judged.verdict is None or is_sustained(judged)
+    rates = () if offered_rate is None else ((offered_rate, met),)
     objective = math.log(max(value, 1e-9))
     if not met:
         return Measured(0.0, objective, None, judged, rates)
-    return Measured(value, objective, saturated if rate is None else judged, None, rates)
+    return Measured(value, objective, saturated if offered_rate is None else judged, None, rates)
 
 
 def facts_of(measured: Measured, number: int, origin: Origin, chosen: Strategy) -> TrialFacts:
     """A measurement as the journal keeps it."""
     shown = measured.result or measured.failing
     met = measured.value > 0.0
+    missed = miss_of(measured.failing) if measured.failing is not None else None
     return TrialFacts(
         number=number,
         origin=origin,
@@ -102,8 +119,10 @@ def facts_of(measured: Measured, number: int, origin: Origin, chosen: Strategy) 
         capacity=measured.value,
         met=met,
         objective=measured.objective,
+        coarse=measured.coarse,
         margins=margins(shown, met) if shown else {},
-        binding=binding_limit(measured.failing) if measured.failing else None,
+        binding=missed.limit if missed is not None else None,
+        missed=missed,
         rates=measured.rates,
         summary=summary(shown.metrics) if shown else {},
     )
@@ -129,7 +148,7 @@ def out_of_memory(
 def margins(result: RunResult, met: bool) -> dict[str, float]:
     """Per limit ``log(observed / limit)``, clipped to [-1, 1.5]; at most 0 everywhere only if met.
 
-    A limit without evidence, in a run that was stopped as a certain miss, counts as missed.
+    In a run that was stopped the limit that it certainly missed may have no value, and others no evidence.
     """
     if result.verdict is None:
         return {}
@@ -137,23 +156,25 @@ def margins(result: RunResult, met: bool) -> dict[str, float]:
     for limit in result.verdict.limits:
         margin = limit.margin
         if margin is None:
-            margin = _LEAST_MARGIN if met else _MISSED
+            margin = _MISSED if limit.status == "miss" else _LEAST_MARGIN if met else 0.0
         values[limit.limit.name] = min(max(margin, _LEAST_MARGIN), _MOST_MARGIN)
     if not met and values and max(values.values()) <= 0.0:
         values[max(values, key=lambda name: values[name])] = _MISSED
     return values
 
 
-def binding_limit(result: RunResult) -> str:
-    """Which limit a run missed by most; the one without evidence when a stopped run shows no other."""
-    verdict = result.verdict
+def miss_of(result: RunResult) -> Miss:
+    """What a run that was not sustained missed: the limit by most, or that the queue grew."""
+    rate, verdict = result.workload.get("rate_per_s"), result.verdict
     if verdict is None:
-        return "no SLO"
+        return Miss("no SLO", None, None, rate)
     missed = [limit for limit in verdict.limits if limit.status == "miss"]
     if missed:
-        return max(missed, key=lambda limit: limit.margin or 0.0).limit.name
-    lacking = [limit.limit.name for limit in verdict.limits if limit.status == "not enough evidence"]
-    return " or ".join(lacking) or "requests rejected or left unfinished"
+        worst = max(missed, key=lambda limit: limit.margin or 0.0)
+        return Miss(worst.limit.name, worst.limit.limit_s, worst.observed_s, rate)
+    if verdict.lost:
+        return Miss("requests rejected or left unfinished", None, None, rate)
+    return Miss(GROWING, None, None, rate)
 
 
 def summary(metrics: Metrics) -> dict[str, float | None]:
