@@ -6,11 +6,13 @@ import errno
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tunebatch.cli.main import run_command
 from tunebatch.cli.session import Session
 from tunebatch.measure import result
 
@@ -210,6 +212,19 @@ def test_what_cannot_be_written_is_shown_all_the_same(
     done = tunebatch(*command, "-o", "here")
     assert done.code == 7 and "the disk is full" in done.err
     assert "p90 TTFT" in done.out
+
+
+@pytest.mark.parametrize("command", [["run"], ["compare"], QUICK_SWEEP])
+def test_a_reader_that_closes_the_pipe_costs_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        assert run_command([*command, "-o", "here"]) == 0
+    assert "error" not in capsys.readouterr().err
+    assert list(Path("here").rglob("result.json"))
 
 
 def test_saved_results_are_told_apart_by_their_folders(tunebatch: Any) -> None:

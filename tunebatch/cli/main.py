@@ -53,6 +53,10 @@ def run_command(arguments: Sequence[str]) -> int:
         # Whoever read us has closed; the interpreter must not fail on it again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except SystemExit as left:
+        if isinstance(left.__context__, BrokenPipeError):  # what rich makes of it
+            return OK
+        raise
     except typer.Abort:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

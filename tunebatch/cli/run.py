@@ -46,7 +46,7 @@ def run(
     from tunebatch.cli.traffic import checked_spec
     from tunebatch.engine.plan import OutOfDeviceMemoryError
     from tunebatch.engine.strategies import strategy as make_strategy
-    from tunebatch.measure.result import to_json_dict, write_result
+    from tunebatch.measure.result import ResultError, to_json_dict, write_result
     from tunebatch.profile import load_profile
     from tunebatch.report.progress import Progress
     from tunebatch.report.rows import Row
@@ -83,15 +83,20 @@ def run(
             result = session.measure_as_asked(chosen, rate)
         except OutOfDeviceMemoryError as error:
             raise CliError(f"{chosen.label}: {error}", INFEASIBLE) from None
+    unwritten: ResultError | None = None
+    try:
+        write_result(result, folder)
+    except ResultError as error:
+        unwritten = error  # no reason not to show it
     if json:
         output.print_json(to_json_dict(result))
     else:
         rows = [Row(result, result.metrics.request_throughput)]
         print_rows(output.stdout(), rows, ascii_only=output.ascii_only(), quiet=quiet)
-    # Shown first: a result that cannot be written is not lost.
-    path = write_result(result, folder)
+    if unwritten is not None:
+        raise unwritten
     if not (json or quiet):
         output.print_notes(session.workload().notes)
-        output.stderr().print(f"written: {path}", soft_wrap=True)
+        output.stderr().print(f"written: {folder}", soft_wrap=True)
         output.stderr().print("next: tunebatch compare", soft_wrap=True)
     return 0

@@ -19,7 +19,7 @@ from tunebatch.cli.errors import (
 
 if TYPE_CHECKING:
     from tunebatch.cli.session import Session
-    from tunebatch.measure.result import ResultError, RunResult
+    from tunebatch.measure.result import RunResult
     from tunebatch.profile import Profile
     from tunebatch.tune.facts import SweepOutcome
     from tunebatch.workload.spec import WorkloadSpec
@@ -141,10 +141,10 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
 
     search = asked.search
     spec = _spec(asked)
-    unwritten: list[ResultError] = []
+    # Not to be able to write the answer is no reason not to show it.
+    unwritten: list[Exception] = []
 
     def keep(result: RunResult) -> None:
-        # Not to be able to write the answer is no reason not to show it.
         try:
             write_result(result, folder)
         except ResultError as error:
@@ -181,13 +181,16 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     if not outcome.trials:
         raise _nothing_measured(outcome, folder, search.time)
     data = sweep_report.outcome_json(outcome, asked)
+    try:
+        output.write_json(folder / "sweep.json", data)
+    except OSError as error:
+        unwritten.append(error)
     if json:
         output.print_json(data)
     else:
         sweep_report.print_outcome(outcome, asked, output.stdout(), quiet, output.ascii_only())
         if not quiet:
             output.print_notes(session.workload().notes)
-    output.write_json(folder / "sweep.json", data)
     if unwritten:
         raise unwritten[0]
     if not (json or quiet):
