@@ -106,7 +106,7 @@ def outcome_rows(outcome: SweepOutcome, asked: Profile) -> list[Row]:
             best.result,
             _rate(best.facts, asked),
             best.facts.origin != "default",
-            _missed(best.missed) if best.missed is not None else "",
+            beyond=_missed(best.missed) if best.missed is not None else "",
         )
         for best in outcome.best
         if best.result is not None
@@ -128,9 +128,9 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
     """What keeps the answer from being believed, and what to do about it."""
     found = [
         f"{best.facts.strategy}: no rate missed the SLO, so its capacity is at least what is shown: "
-        "use more --requests or a tighter --slo"
+        "use more --time, more --requests or a tighter --slo"
         for best in outcome.best
-        if unbounded(best.facts, asked)
+        if best.missed is None and unbounded(best.facts, asked)
     ]
     if outcome.winner is not None and not outcome.winner.confirmed:
         found.append("the winner was not confirmed on a fresh seed: give it more --time")

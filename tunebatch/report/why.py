@@ -45,7 +45,7 @@ def advantages(winner: Row, rows: Sequence[Row]) -> str | None:
     """What the winner did better than every other strategy, in numbers; None when nothing stands out."""
     others = [row for row in rows if row.strategy != winner.strategy]
     found = []
-    for say, value, sign in _TRAITS:
+    for say, value, sign, show in _TRAITS:
         own = value(winner)
         theirs = [(row.strategy, value(row)) for row in others]
         known = [(name, other) for name, other in theirs if other is not None]
@@ -53,8 +53,8 @@ def advantages(winner: Row, rows: Sequence[Row]) -> str | None:
             continue
         worse = [(name, other) for name, other in known if sign * (own - other) > _clear(own, other)]
         if len(worse) == len(known):
-            against = ", ".join(f"{name} {_trait(other)}" for name, other in worse)
-            found.append(f"{say.format(_trait(own))} ({against})")
+            against = ", ".join(f"{name} {show(other)}" for name, other in worse)
+            found.append(f"{say.format(show(own))} ({against})")
     return f"{winner.strategy} " + ", ".join(found) if found else None
 
 
@@ -63,15 +63,12 @@ def _clear(own: float, other: float) -> float:
     return max(0.1 * max(abs(own), abs(other)), 0.02)
 
 
-def _trait(value: float) -> str:
-    return percent(value) if value <= 1.0 else number(value)
-
-
-_TRAITS: tuple[tuple[str, Callable[[Row], float | None], int], ...] = (
-    ("computes {} sequences a step", lambda row: row.result.metrics.mean_batch, 1),
-    ("leaves {} of its slots empty", lambda row: row.result.metrics.bubble, -1),
-    ("keeps requests in the queue for {} of their time", lambda row: _share(row, "queue"), -1),
-    ("stalls decodes for {} of it", lambda row: _share(row, "stalled"), -1),
+# What is said, of which value, whether more is better (1) or less (-1), and how the value is written.
+_TRAITS: tuple[tuple[str, Callable[[Row], float | None], int, Callable[[float], str]], ...] = (
+    ("computes {} sequences a step", lambda row: row.result.metrics.mean_batch, 1, number),
+    ("leaves {} of its slots empty", lambda row: row.result.metrics.bubble, -1, percent),
+    ("keeps requests in the queue for {} of their time", lambda row: _share(row, "queue"), -1, percent),
+    ("stalls decodes for {} of it", lambda row: _share(row, "stalled"), -1, percent),
 )
 
 
