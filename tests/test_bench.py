@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 import transformers
 
 from tunebatch import bench
+from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.records import RequestRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import STRATEGIES, strategy
 from tunebatch.execute.torch.executor import TorchExecutor
@@ -94,3 +97,41 @@ def test_a_hopeless_run_stops_early_and_counts_everybody() -> None:
     assert result.metrics.num_requests == 40
     assert result.metrics.completed < 40 and result.metrics.num_steps < 40 * 6
     assert result.verdict is not None and not result.verdict.met
+
+
+def test_the_clock_starts_after_the_collection_and_no_collection_follows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A collection takes longer than many steps; requests that are due at once would have waited for it."""
+    order: list[str] = []
+    monkeypatch.setattr(bench.gc, "collect", lambda: order.append("collect"))
+    collects: list[bool] = []
+
+    def clock() -> ReplayClock:
+        order.append("clock")
+        collects.append(gc.isenabled())
+        return ReplayClock()
+
+    bench.measure(burst(2), strategy("continuous"), executor(), clock=clock)
+    assert order == ["collect", "clock"] and collects == [False]
+    assert gc.isenabled()
+
+
+def test_requests_that_still_wait_past_the_limit_end_a_run() -> None:
+    watcher = bench.SloWatcher(parse_slo(["p50_ttft<=1s"]), num_requests=10)
+    requests = [Request(i, (5,), 4, arrival_s=0.1 * i) for i in range(10)]
+    for request in requests:
+        watcher.arrived(request)
+    # The median of ten may be kept with five of them late; the sixth arrives at 0.5 s.
+    assert not watcher.should_stop(1.45)
+    # One that gets its first token late stays one miss; it was counted while it waited.
+    watcher.first_token(RequestRecord(0, 0.0, 1, 4), 1.45)
+    assert not watcher.should_stop(1.45)
+    assert watcher.should_stop(1.55) and watcher.missed is not None
+
+
+def test_requests_that_may_hang_up_are_never_overdue() -> None:
+    watcher = bench.SloWatcher(parse_slo(["p50_ttft<=1s"]), num_requests=4)
+    for i in range(4):
+        watcher.arrived(Request(i, (5,), 4, cancel_at_s=9.0))
+    assert not watcher.should_stop(5.0)
