@@ -66,7 +66,11 @@ def journal(folder: Path) -> list[dict[str, Any]]:
 
 
 def measured(folder: Path) -> list[tuple[str, str]]:
-    """The configurations that the journal holds measurements of, in order."""
+    """The configurations that the journal holds measurements of, in order; a second one would show twice.
+
+    A trial that was killed before Optuna was told of it may be asked for again, and then has the facts of
+    the first: the same capacity to the last digit, which no second measurement would give.
+    """
     attrs = [line for line in journal(folder) if "user_attr" in line and "trial_id" in line]
     repeats = {line["trial_id"] for line in attrs if "repeat_of" in line["user_attr"]}
     facts = [
@@ -74,7 +78,8 @@ def measured(folder: Path) -> list[tuple[str, str]]:
         for line in attrs
         if "facts" in line["user_attr"] and line["trial_id"] not in repeats
     ]
-    return [(one["strategy"], json.dumps(one["knobs"])) for one in facts]
+    distinct = dict.fromkeys((one["strategy"], json.dumps(one["knobs"]), one["capacity"]) for one in facts)
+    return [(name, knobs) for name, knobs, _ in distinct]
 
 
 def config(result: Path) -> tuple[str, str]:
@@ -134,7 +139,9 @@ def finish(home: Path) -> None:
     now = measured(folder)
     assert journal(folder)[: len(before)] == before
     assert now[: len(known)] == known
-    assert len(now) == len(set(now)) == len(known) + 2
+    assert len(now) == len(set(now))
+    # A killed trial that Optuna was not told of does not count as one of the trials asked for.
+    assert len(now) - len(known) in (2, 3)
     written = [path for path, changed in kept.items() if path.stat().st_mtime_ns != changed]
     assert written == []
 
