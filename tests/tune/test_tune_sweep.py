@@ -228,3 +228,12 @@ def test_time_is_a_budget_and_none_is_an_error(tmp_path: Path) -> None:
     assert outcome.trials and outcome.elapsed_s < 15.0
     with pytest.raises(ValueError, match="budget"):
         sweep(Device(), tmp_path, max_trials=None)
+
+
+def test_a_configuration_that_comes_again_is_not_measured_again(tmp_path: Path) -> None:
+    # Without knobs there is only one, and the random baseline draws it too.
+    device = Device()
+    outcome = sweep(device, tmp_path, strategies=("sequential",), max_trials=3, baseline_random=True)
+    assert outcome.best_random is not None and outcome.winner is not None
+    runs = Counter(asked for asked in device.asked if asked[2] == 0)
+    assert max(runs.values()) == 1
