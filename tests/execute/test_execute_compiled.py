@@ -128,7 +128,7 @@ def fill(backend: AttentionBackend, step: StepContext, keys: list[Tensor], value
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("kv_heads", "group", "dim", "value_dim", "block_size"),
-    [(2, 2, 8, 8, 4), (1, 3, 32, 16, 16), (3, 1, 16, 20, 8)],
+    [(2, 2, 8, 8, 4), (1, 3, 32, 16, 16), (3, 1, 16, 20, 8), (1, 11, 72, 64, 12)],
 )
 def test_attention_equals_the_reference_on_random_steps(
     dtype: torch.dtype, kv_heads: int, group: int, dim: int, value_dim: int, block_size: int
@@ -142,11 +142,11 @@ def test_attention_equals_the_reference_on_random_steps(
         return int(torch.randint(low, high + 1, (), generator=generator))
 
     for trial in range(12):
-        slices = [(number(0, 1) * number(0, 30), number(1, 25)) for _ in range(number(0, 3))]
-        contexts = [number(1, 70) for _ in range(number(0 if slices else 1, 5))]
+        slices = [(number(0, 1) * number(0, 300), number(1, 25)) for _ in range(number(0, 3))]
+        contexts = [number(1, number(1, 700)) for _ in range(number(0 if slices else 1, 5))]
         variant = Variant(
             scale=0.3,
-            window=number(1, 40) if trial % 3 == 1 else None,
+            window=number(1, 400) if trial % 3 == 1 else None,
             softcap=1.5 if trial % 4 == 2 else None,
             sinks=normal(kv_heads * group) if trial % 4 == 3 else None,
         )
@@ -159,7 +159,7 @@ def test_attention_equals_the_reference_on_random_steps(
         seed = generator.initial_seed() + trial
         outputs = []
         for backend in (Reference(), Compiled()):
-            cache = KvCache(200, block_size, backend.new_pools)
+            cache = KvCache(8 * 700 // block_size, block_size, backend.new_pools)
             step = step_of(cache, slices, contexts, torch.Generator().manual_seed(seed))
             fill(backend, step, old_keys, old_values)
             outputs.append(backend.attend(query.clone(), key.clone(), value.clone(), 0, variant, step))
@@ -169,15 +169,37 @@ def test_attention_equals_the_reference_on_random_steps(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_linear_equals_torch_whichever_product_it_takes(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_every_product_equals_torch(dtype: torch.dtype, with_bias: bool) -> None:
     torch.manual_seed(0)
-    weight, bias = torch.randn(24, 12).to(dtype), torch.randn(24).to(dtype)
-    made = linear.Linear(weight, bias)
-    for crossover in (1, 100):
-        made._crossover = crossover
-        for count in (1, 3, 50):
-            x = torch.randn(count, 12).to(dtype)
-            torch.testing.assert_close(made(x), F.linear(x, weight, bias), rtol=1e-2, atol=1e-2)
+    weight, bias = torch.randn(24, 12).to(dtype), torch.randn(24).to(dtype) if with_bias else None
+    made = [make(weight, bias) for name, make in linear.PRODUCTS.items() if linear.packs(dtype)]
+    assert len(made) == 3
+    for count in (1, 3, 8, 50, 300):
+        x = torch.randn(count, 12).to(dtype)
+        for product in (*made, linear.Linear(weight, bias)):
+            torch.testing.assert_close(product(x), F.linear(x, weight, bias), rtol=1e-2, atol=1e-2)
+
+
+def test_linear_takes_the_product_that_was_fastest_at_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ["plain", "plain", "transposed", "transposed", "packed", "packed", "packed", "plain"]
+    monkeypatch.setattr(linear, "_chosen", lambda *_: chosen)
+    taken: list[str] = []
+
+    def making(name: str) -> Any:
+        return lambda weight, bias: lambda x: taken.append(name) or x
+
+    monkeypatch.setattr(linear, "PRODUCTS", {name: making(name) for name in linear.PRODUCTS})
+    product = linear.Linear(torch.ones(2, 2))
+    for rows_ in (1, 3, 4, 15, 16, 127, 128, 5000):
+        product(torch.ones(rows_, 2))
+    assert taken == ["plain", "plain", "transposed", "transposed", "packed", "packed", "plain", "plain"]
+
+
+def test_linear_copies_nothing_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_chosen", lambda *_: pytest.fail("measured a product that needs a copy"))
+    weight = torch.ones(3, 2)
+    assert torch.equal(linear.Linear(weight, copy=False)(torch.ones(1, 2)), torch.full((1, 3), 2.0))
 
 
 def llama() -> Any:

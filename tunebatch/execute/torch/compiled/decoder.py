@@ -23,8 +23,8 @@ from tunebatch.execute.torch.compiled.rows import add_rms_norm, silu_mul
 
 # Pre-norm decoders with RMS norm, rotary embedding and a SiLU gate, whose modules have Llama's names.
 LLAMA_LIKE = {"llama", "mistral", "qwen2", "qwen3"}
-# Packed weights are a second copy; a model that fills the memory goes without.
-PACKED_SHARE = 0.25
+# Weights may be kept transposed or packed too; a model that fills the memory goes without.
+COPIED_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,16 @@ class CompiledDecoder:
     def __init__(self, model: Any, attention: Compiled, max_context: int) -> None:
         config, body = model.config, model.model
         weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        pack = weights < PACKED_SHARE * psutil.virtual_memory().available
+        copy = weights < COPIED_SHARE * psutil.virtual_memory().available
         self._attention = attention
         self._embedding: Tensor = body.embed_tokens.weight
-        self._head = Linear(model.lm_head.weight, model.lm_head.bias, pack)
+        self._head = Linear(model.lm_head.weight, model.lm_head.bias, copy)
         self._norm, self._eps = body.norm.weight.float(), config.rms_norm_eps
         self._kv_heads: int = config.num_key_value_heads
         self._heads: int = config.num_attention_heads
         self._intermediate: int = config.intermediate_size
         cos, sin = _rotation_table(body.rotary_emb, max_context)
-        self._layers = [self._layer(layer, cos, sin, pack) for layer in body.layers]
+        self._layers = [self._layer(layer, cos, sin, copy) for layer in body.layers]
 
     @torch.inference_mode()
     def __call__(self, input_ids: Tensor, sampled_at: Tensor, step: StepContext) -> Tensor:
@@ -86,20 +86,20 @@ class CompiledDecoder:
         add_rms_norm(hidden, delta, self._norm, self._eps, normed)
         return self._head(normed)
 
-    def _layer(self, layer: Any, cos: Tensor, sin: Tensor, pack: bool) -> _Layer:
+    def _layer(self, layer: Any, cos: Tensor, sin: Tensor, copy: bool) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         query_norm, key_norm = (None if norm is None else norm.weight.float() for norm in norms)
         return _Layer(
             index=attention.layer_idx,
             input_norm=layer.input_layernorm.weight.float(),
-            qkv=_merged(pack, attention.q_proj, attention.k_proj, attention.v_proj),
-            output=Linear(attention.o_proj.weight, attention.o_proj.bias, pack),
+            qkv=_merged(copy, attention.q_proj, attention.k_proj, attention.v_proj),
+            output=Linear(attention.o_proj.weight, attention.o_proj.bias, copy),
             rotation=Rotation(cos, sin, query_norm, key_norm, self._eps),
             variant=Variant(attention.scaling, _window(attention)),
             mlp_norm=layer.post_attention_layernorm.weight.float(),
-            gate_up=_merged(pack, mlp.gate_proj, mlp.up_proj),
-            down=Linear(mlp.down_proj.weight, mlp.down_proj.bias, pack),
+            gate_up=_merged(copy, mlp.gate_proj, mlp.up_proj),
+            down=Linear(mlp.down_proj.weight, mlp.down_proj.bias, copy),
         )
 
 
@@ -114,7 +114,7 @@ def compiled_decoder(model: Any, attention: Compiled, max_context: int) -> Compi
         return CompiledDecoder(model, attention, max_context)
 
 
-def _merged(pack: bool, *projections: Any) -> Linear:
+def _merged(copy: bool, *projections: Any) -> Linear:
     weight = torch.cat([projection.weight for projection in projections])
     bias = None
     if projections[0].bias is not None:
@@ -126,7 +126,7 @@ def _merged(pack: bool, *projections: Any) -> Linear:
         if bias is not None:
             projection.bias.data = bias[rows]
         first = rows.stop
-    return Linear(weight, bias, pack)
+    return Linear(weight, bias, copy)
 
 
 def _rotation_table(rotary: Any, max_context: int) -> tuple[Tensor, Tensor]:

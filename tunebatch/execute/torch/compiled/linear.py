@@ -1,80 +1,110 @@
-"""Matrix products of few rows: torch's own, or oneDNN with packed weights, whichever is faster here."""
+"""Matrix products of few rows: of three that torch can make, the one that is fastest here."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = (1, 2, 4, 8)
-_REPEATS, _PER_REPEAT = 5, 8
+Product = Callable[[Tensor], Tensor]
+
+# Numbers of rows at which products are compared; in between, the next smaller one decides.
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+_REPEATS, _REPEAT_S = 5, 5e-4
+_CLEARLY = 0.95  # of the time of torch's own: a copy of the weight must be worth its memory
 
 
 class Linear:
     """``x @ weight.T + bias`` for ``x [rows, in]``; ``weight [out, in]``.
 
-    oneDNN's packed weights take a second copy of the weight, and pay from a number of rows on that is
-    measured once for each shape (on one AMD machine: 2 to 3 times faster from 8 rows on, slower at 1).
+    Which product is fastest depends on the processor, the shape and the rows: with 32 rows a weight that
+    oneDNN packed takes a third of the time of torch's own on one AMD machine, and twice as long on an
+    Intel one, where the transposed weight is best. So it is measured, once for each shape.
+
+    Args:
+        copy: There is memory for copies of the weight, transposed or packed.
     """
 
-    __slots__ = ("_bias", "_crossover", "_packed", "_weight")
+    __slots__ = ("_products",)
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, pack: bool = True) -> None:
-        self._weight, self._bias = weight, bias
-        self._packed: Tensor | None = None
-        self._crossover = 0
-        if pack and packs(weight.dtype):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-            self._crossover = _crossover(tuple(weight.shape), weight.dtype, torch.get_num_threads())
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, copy: bool = True) -> None:
+        chosen = ["plain"] * len(ROWS)
+        if copy:
+            chosen = _chosen(tuple(weight.shape), weight.dtype, torch.get_num_threads())
+        made = {name: PRODUCTS[name](weight, bias) for name in dict.fromkeys(chosen)}
+        self._products = [made[name] for name in chosen]
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._packed is None or x.shape[0] < self._crossover:
-            return F.linear(x, self._weight, self._bias)
-        return _product()(x, self._packed, self._bias, "none", [], "")
+        return self._products[min(x.shape[0].bit_length(), len(ROWS)) - 1](x)
+
+
+def _plain(weight: Tensor, bias: Tensor | None) -> Product:
+    return lambda x: F.linear(x, weight, bias)
+
+
+def _transposed(weight: Tensor, bias: Tensor | None) -> Product:
+    turned = weight.t().contiguous()
+    if bias is None:
+        return lambda x: torch.mm(x, turned)
+    return lambda x: torch.addmm(bias, x, turned)
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> Product:
+    # oneDNN's operators, of torch's compiler: not its public API.
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: multiply(x, packed, bias, "none", [], "")
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor | None], Product]] = {
+    "plain": _plain,
+    "transposed": _transposed,
+    "packed": _packed,
+}
 
 
 @cache
 def packs(dtype: torch.dtype) -> bool:
-    """This torch can pack weights of the dtype; the operators are its compiler's, not its public API."""
+    """This torch can pack weights of the dtype, and multiplies with them correctly."""
     if not torch.backends.mkldnn.is_available():
         return False
     try:
-        weight = torch.ops.mkldnn._reorder_linear_weight(torch.ones(4, 4, dtype=dtype), None)
-        return bool((_product()(torch.ones(2, 4, dtype=dtype), weight, None, "none", [], "") == 4).all())
+        product = _packed(torch.ones(4, 4, dtype=dtype), None)
+        return bool((product(torch.ones(2, 4, dtype=dtype)) == 4).all())
     except (AttributeError, RuntimeError, TypeError):
         return False
 
 
 @cache
-def _product() -> Callable[..., Tensor]:
-    return torch.ops.mkldnn._linear_pointwise.default
-
-
-@cache
 @torch.inference_mode()
-def _crossover(shape: tuple[int, int], dtype: torch.dtype, num_threads: int) -> int:
-    """The least number of rows at which the packed product is faster."""
+def _chosen(shape: tuple[int, int], dtype: torch.dtype, num_threads: int) -> list[str]:
+    """The name of the fastest product for each of `ROWS`."""
     weight = torch.randn(shape, dtype=dtype)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    for rows in _ROWS:
+    names = [name for name in PRODUCTS if name != "packed" or packs(dtype)]
+    products = {name: PRODUCTS[name](weight, None) for name in names}
+    chosen = []
+    for rows in ROWS:
         x = torch.randn(rows, shape[1], dtype=dtype)
-        plain = _fastest(F.linear, x, weight)
-        if _fastest(_product(), x, packed, None, "none", [], "") < plain:
-            return rows
-    return _ROWS[-1] + 1
+        times = {name: _fastest(product, x) for name, product in products.items()}
+        best = min(times, key=lambda name: times[name])
+        chosen.append(best if times[best] < _CLEARLY * times["plain"] else "plain")
+    return chosen
 
 
-def _fastest(call: Callable[..., Any], *arguments: Any) -> float:
-    call(*arguments)
+def _fastest(product: Product, x: Tensor) -> float:
+    """Seconds of a call, the best of some rounds that are long enough to be timed."""
+    product(x)
+    start = time.perf_counter()
+    product(x)
+    calls = max(1, int(_REPEAT_S / max(time.perf_counter() - start, 1e-7)))
     best = float("inf")
     for _ in range(_REPEATS):
         start = time.perf_counter()
-        for _ in range(_PER_REPEAT):
-            call(*arguments)
-        best = min(best, time.perf_counter() - start)
+        for _ in range(calls):
+            product(x)
+        best = min(best, (time.perf_counter() - start) / calls)
     return best

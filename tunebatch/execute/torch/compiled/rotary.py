@@ -1,8 +1,4 @@
-"""What happens to a head before attention: optional RMS norm, rotary embedding; then the KV cache.
-
-The cache of the compiled kernels keeps keys transposed, ``[blocks, kv_heads, dim, block_size]``, so that
-the scores of a block's tokens are one vector, and values ``[blocks, kv_heads, block_size, dim]``.
-"""
+"""What happens to a head before attention: optional RMS norm, rotary embedding; then the KV cache."""
 
 from __future__ import annotations
 
@@ -14,7 +10,16 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from tunebatch.execute.torch.compiled.pointers import ELEMENTS, FAST, as_bits, float32s, float_of, int64s
+from tunebatch.execute.torch.compiled import arguments as args
+from tunebatch.execute.torch.compiled.pointers import (
+    ELEMENTS,
+    FAST,
+    Element,
+    as_bits,
+    float32s,
+    float_of,
+    int64s,
+)
 from tunebatch.execute.torch.compiled.threads import Kernel
 
 
@@ -83,42 +88,68 @@ def prepared(load: Any, dim: int) -> Any:
     return prepare
 
 
-@cache
-def store_kernel(dtype: torch.dtype, dim: int, value_dim: int, block_size: int) -> Kernel:
-    """Prepares the queries and keys of some tokens in place, and puts keys and values into the cache."""
-    element = ELEMENTS[dtype]
+def written(element: Element, dim: int, value_dim: int, block_size: int) -> Any:
+    """A compiled function that puts one token's key, prepared, and value of one head into the cache.
+
+    Takes the kernel's arguments, the token's row in the step, its position, block and offset in it, the KV
+    head, and the address of scratch for ``dim`` float32 numbers.
+    """
     at, load, store = element.at, element.load, element.store
     prepare = prepared(load, dim)
+    page_size = (dim + value_dim) * block_size
+
+    @njit(**FAST)
+    def write(a: Any, row: int, position: int, block: int, offset: int, head: int, scratch: int) -> None:
+        key, value, pages = at(a[args.KEY]), at(a[args.VALUE]), at(a[args.PAGES])
+        page = (block * a[args.KV_HEADS] + head) * page_size
+        prepared_key = float32s(scratch)
+        first = row * a[args.KEY_TOKEN_STRIDE] + head * a[args.KEY_HEAD_STRIDE]
+        one = np.float32(1.0)
+        prepare(
+            key,
+            first,
+            prepared_key,
+            one,
+            position,
+            a[args.COS],
+            a[args.SIN],
+            a[args.HALF],
+            a[args.KEY_NORM],
+            a[args.EPS],
+        )
+        for i in range(dim):
+            store(pages, page + i * block_size + offset, prepared_key[i])
+        to = page + dim * block_size + offset * value_dim
+        first = row * a[args.VALUE_TOKEN_STRIDE] + head * a[args.VALUE_HEAD_STRIDE]
+        for i in range(value_dim):
+            pages[to + i] = value[first + i]
+
+    return write
+
+
+@cache
+def write_kernel(dtype: torch.dtype, dim: int, value_dim: int, block_size: int) -> Kernel:
+    """Puts the keys and values of the slices' tokens into the cache."""
+    write = written(ELEMENTS[dtype], dim, value_dim, block_size)
 
     @njit(**FAST)
     def body(a: Any, thread: int, num_threads: int) -> None:
-        query, key, value = at(a[0]), at(a[1]), at(a[2])
-        key_cache, value_cache = at(a[9]), at(a[10])
-        cache_slots, positions = int64s(a[11]), int64s(a[12])
-        num_tokens, heads, kv_heads = a[13], a[14], a[15]
-        scratch = float32s(a[16] + thread * dim * 4)
-        cos, sin, half, query_norm, key_norm, eps = a[17], a[18], a[19], a[20], a[21], a[22]
-        one = np.float32(1.0)
-        for token in range(num_tokens * thread // num_threads, num_tokens * (thread + 1) // num_threads):
-            if cos != 0:
-                for head in range(heads):
-                    first = token * a[3] + head * a[4]
-                    prepare(query, first, scratch, one, positions[token], cos, sin, half, query_norm, eps)
-                    for i in range(dim):
-                        store(query, first + i, scratch[i])
-            block, offset = cache_slots[token] // block_size, cache_slots[token] % block_size
-            for head in range(kv_heads):
-                first = token * a[5] + head * a[6]
-                if cos != 0:
-                    prepare(key, first, scratch, one, positions[token], cos, sin, half, key_norm, eps)
-                    for i in range(dim):
-                        store(key, first + i, scratch[i])
-                to = (block * kv_heads + head) * dim * block_size + offset
-                for i in range(dim):
-                    key_cache[to + i * block_size] = key[first + i]
-                to = ((block * kv_heads + head) * block_size + offset) * value_dim
-                first = token * a[7] + head * a[8]
-                for i in range(value_dim):
-                    value_cache[to + i] = value[first + i]
+        tables, width, lens, starts = (
+            a[args.TABLES],
+            a[args.TABLE_WIDTH],
+            int64s(a[args.CONTEXT_LENS]),
+            int64s(a[args.QUERY_START]),
+        )
+        num_slices, kv_heads = a[args.NUM_SLICES], a[args.KV_HEADS]
+        scratch = a[args.SCRATCH] + thread * dim * 4
+        num_tokens = starts[num_slices]
+        begin, end = num_tokens * thread // num_threads, num_tokens * (thread + 1) // num_threads
+        for i in range(num_slices):
+            table = int64s(tables + 8 * i * width)
+            for row in range(max(begin, starts[i]), min(end, starts[i + 1])):
+                position = lens[i] - starts[i + 1] + row
+                for head in range(kv_heads):
+                    block, offset = table[position // block_size], position % block_size
+                    write(a, row, position, block, offset, head, scratch)
 
-    return Kernel(body, 23)
+    return Kernel(body, args.NUM_ARGUMENTS)

@@ -1,0 +1,148 @@
+"""A small matrix product in vector registers, written in LLVM's own terms.
+
+LLVM vectorises plain loops over pointers only behind run-time checks for overlap, and keeps sums in
+memory: for products as small as a page of the KV cache that takes ten times as long as the arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tunebatch.execute.torch.compiled.pointers import FAST, Element
+
+LANES = 16  # float32 numbers of a vector: one AVX-512 register, two of AVX2
+_ROWS = 8  # sums that are kept in registers at a time
+_CHAINS = 8  # additions under way at a time, to hide how long one takes
+_DEPTH = 64  # unrolled at most
+
+_FLOAT, _INT16, _INT32, _INT64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+
+def product(
+    element: Element, rows: int, depth: int, width: int, a_stride: int, b_stride: int, out_stride: int
+) -> Any:
+    """A compiled ``f(a, b, out)`` on addresses: ``out[rows, width] += a[rows, depth] @ b[depth, width]``.
+
+    ``a`` and ``out`` are float32, ``b`` is of the element's type; strides are between rows, in elements.
+    """
+    lanes, piece = _divisor(width, LANES), _largest_divisor(depth, _DEPTH)
+    whole, rest = rows - rows % _ROWS, rows % _ROWS
+    strides = (a_stride, b_stride, out_stride)
+    size = element.size
+    many = _micro(element, min(_ROWS, max(whole, 1)), piece, lanes, *strides)
+    few = _micro(element, max(rest, 1), piece, lanes, *strides)
+
+    @njit(**FAST)
+    def multiply_add(a: int, b: int, out: int) -> None:
+        for column in range(0, width, lanes):
+            for at in range(0, depth, piece):
+                there = b + size * (at * b_stride + column)
+                for row in range(0, whole, _ROWS):
+                    many(a + 4 * (row * a_stride + at), there, out + 4 * (row * out_stride + column))
+                if rest:
+                    few(a + 4 * (whole * a_stride + at), there, out + 4 * (whole * out_stride + column))
+
+    return multiply_add
+
+
+@intrinsic
+def largest(typing_context: Any, address: Any, count: Any, least: Any) -> Any:
+    """The largest of ``count`` float32 numbers, a multiple of `LANES`, and of ``least``.
+
+    LLVM finds it one by one in a loop, which takes as long as the products.
+    """
+    vector = ir.VectorType(_FLOAT, LANES)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def larger(one: Any, other: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", one, other, flags=("fast",)), one, other)
+
+        address, count, least = arguments
+        undefined = ir.Constant(vector, ir.Undefined)
+        first = builder.insert_element(undefined, least, ir.Constant(_INT32, 0))
+        first = builder.shuffle_vector(
+            first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
+        )
+        kept = cgutils.alloca_once_value(builder, first)
+        zero, step = ir.Constant(_INT64, 0), ir.Constant(_INT64, LANES)
+        with cgutils.for_range_slice(builder, zero, count, step, _INT64) as (index, _):
+            where = builder.add(address, builder.mul(index, ir.Constant(_INT64, 4)))
+            values = builder.load(builder.inttoptr(where, vector.as_pointer()), align=4)
+            builder.store(larger(values, builder.load(kept)), kept)
+        found, width = builder.load(kept), LANES
+        while width > 1:
+            width //= 2
+            order = [(lane + width) % LANES for lane in range(LANES)]
+            turned = builder.shuffle_vector(
+                found, undefined, ir.Constant(ir.VectorType(_INT32, LANES), order)
+            )
+            found = larger(found, turned)
+        return builder.extract_element(found, zero)
+
+    return types.float32(types.int64, types.int64, types.float32), generate
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest power of two, at most ``most``, that divides a number."""
+    return min(number & -number, most)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
+
+
+def _micro(
+    element: Element, rows: int, depth: int, lanes: int, a_stride: int, b_stride: int, out_stride: int
+) -> Any:
+    """The product with one vector a row: unrolled, its sums in registers from beginning to end."""
+    vector = ir.VectorType(_FLOAT, lanes)
+    first_lane = ir.Constant(ir.VectorType(_INT32, lanes), [0] * lanes)
+    chains = max(1, _CHAINS // rows)
+
+    @intrinsic
+    def micro(typing_context: Any, a: Any, b: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            def pointer(base: Any, offset: int, kind: Any) -> Any:
+                return builder.inttoptr(builder.add(base, ir.Constant(_INT64, offset)), kind.as_pointer())
+
+            def splat(row: int, k: int) -> Any:
+                number = builder.load(pointer(arguments[0], 4 * (row * a_stride + k), _FLOAT), align=4)
+                undefined = ir.Constant(vector, ir.Undefined)
+                one = builder.insert_element(undefined, number, ir.Constant(_INT32, 0))
+                return builder.shuffle_vector(one, undefined, first_lane)
+
+            def load_b(k: int) -> Any:
+                offset = element.size * k * b_stride
+                if element.size == 4:
+                    return builder.load(pointer(arguments[1], offset, vector), align=4)
+                bits = builder.load(pointer(arguments[1], offset, ir.VectorType(_INT16, lanes)), align=2)
+                wide = builder.zext(bits, ir.VectorType(_INT32, lanes))
+                sixteen = ir.Constant(ir.VectorType(_INT32, lanes), [16] * lanes)
+                return builder.bitcast(builder.shl(wide, sixteen), vector)
+
+            sums: list[list[Any]] = [[] for _ in range(rows)]
+            for k in range(depth):
+                values = load_b(k)
+                for row in range(rows):
+                    term = builder.fmul(splat(row, k), values, flags=("fast",))
+                    if len(sums[row]) < chains:
+                        sums[row].append(term)
+                    else:
+                        chain = k % chains
+                        sums[row][chain] = builder.fadd(sums[row][chain], term, flags=("fast",))
+            for row in range(rows):
+                target = pointer(arguments[2], 4 * row * out_stride, vector)
+                total = builder.load(target, align=4)
+                for chain in sums[row]:
+                    total = builder.fadd(total, chain, flags=("fast",))
+                builder.store(total, target, align=4)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64), generate
+
+    return micro
