@@ -41,9 +41,10 @@ def run_sweep(
 ) -> SweepOutcome:
     """Searches the configuration that serves the most.
 
-    Defaults of every strategy are measured first, then suggestions while the budget lasts, then the best are
-    confirmed on fresh seeds. The directory holds everything that was measured: called again with it, the
-    search goes on and measures nothing twice. Ctrl-C ends it and returns what there is.
+    Defaults of every strategy are measured first, then smaller batches where a default met the SLO at no
+    rate, then suggestions while the budget lasts, then the best are confirmed on fresh seeds. The directory
+    holds everything that was measured: called again with it, the search goes on and measures nothing twice.
+    Ctrl-C ends it and returns what there is.
 
     Args:
         measure: Serves the workload once.

@@ -20,6 +20,7 @@ from tunebatch.tune.confirm import Confirmation, mean_capacity
 from tunebatch.tune.facts import MeasureFn, Miss, Objective, Origin, Phase, SweepEvent, TrialFacts
 from tunebatch.tune.journal import Journal, StudyLog, gp_sampler, random_sampler
 from tunebatch.tune.runs import Runs
+from tunebatch.tune.second_chance import queue_second_chances
 from tunebatch.tune.shown import Shown
 from tunebatch.tune.space import Space
 from tunebatch.tune.trial import (
@@ -121,8 +122,9 @@ class Sweep:
             self._saturated[name] = saturated_rate(seen)
 
     def search(self, until: float) -> None:
-        """The defaults, then what the sampler suggests."""
+        """The defaults, smaller batches for those that nothing passes, then what the sampler suggests."""
         self._search = StudyLog(self._journal, "search", self._gp, self._space.defaults())
+        queue_second_chances(self._search, self._space)
         self._loop(self._search, "search", self.settings.max_trials, until)
 
     def random_baseline(self, until: float) -> None:
@@ -218,6 +220,7 @@ class Sweep:
                 facts = dataclasses.replace(facts, number=trial.number, origin=origin)
             if facts is not None:
                 log.tell(trial, facts)
+                queue_second_chances(log, self._space)
             if repeats:
                 log.after_repeat(rng)
             else:
