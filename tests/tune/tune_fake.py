@@ -108,11 +108,14 @@ class Device:
         self.before(strategy)
         self.asked.append((strategy.label, rate, seed))
         factor = 1.0 + self.wobble * math.sin(7.0 * seed + saturated_rate(strategy))
+        saturated = saturated_rate(strategy) * factor
+        if rate is not None and self.hopeless(strategy):
+            saturated = rate
         return result(
             strategy,
             rate,
             seed,
-            saturated=1e-6 if self.hopeless(strategy) else saturated_rate(strategy) * factor,
+            saturated=saturated,
             num_requests=self.num_requests,
             slo=self.slo,
         )

@@ -46,11 +46,24 @@ class Shown:
             self._best[trial.strategy] = _Best(trial.config, 0.0, result)
 
     def of(self, trial: TrialFacts) -> RunResult | None:
-        """The trial's run in the search; None when there is none."""
+        """The trial's run in the search; None when it has none, being out of memory."""
         best = self._best.get(trial.strategy)
         if best is not None and best.config == trial.config:
             return best.result
         chosen, seed = trial.chosen, self._seed
         if self._objective == "throughput":
             return self._runs.recall(chosen, self._offered_rate, seed)
-        return self._runs.recall(chosen, trial.capacity, seed, stop_early=True)
+        if trial.capacity > 0.0:
+            return self._runs.recall(chosen, trial.capacity, seed, stop_early=True)
+        return self._missing(trial)
+
+    def _missing(self, trial: TrialFacts) -> RunResult | None:
+        """The whole run, if there was time for one; else the one that ``trial.missed`` tells about, which
+        ended as soon as it had missed."""
+        if not trial.rates:
+            return None
+        whole = self._runs.recall(trial.chosen, trial.rates[0][0], self._seed)
+        if whole is not None:
+            return whole
+        lowest = min(rate for rate, _ in trial.rates)
+        return self._runs.recall(trial.chosen, lowest, self._seed, stop_early=True)

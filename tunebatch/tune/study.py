@@ -181,10 +181,11 @@ def _outcome(
     )
 
 
-def _rank(trial: TrialFacts) -> tuple[float, float]:
-    return -mean_capacity(trial), -trial.objective
+def _rank(trial: TrialFacts) -> tuple[float, bool, float]:
+    """Who ran and missed stands before who did not fit, whose objective is a guess."""
+    return -mean_capacity(trial), trial.oom, -trial.objective
 
 
-def _row_rank(trial: TrialFacts) -> tuple[bool, float, float]:
+def _row_rank(trial: TrialFacts) -> tuple[bool, float, bool, float]:
     """Within a strategy a confirmed capacity stands before a lucky one; one that failed, behind."""
     return not (trial.confirmed and mean_capacity(trial) > 0.0), *_rank(trial)
