@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord, StepLog
 from tunebatch.measure.limits import parse_slo
 from tunebatch.measure.metrics import summarize
-from tunebatch.measure.result import RunResult
+from tunebatch.measure.result import RunResult, from_json_dict, to_json_dict
 from tunebatch.measure.slo import check
 from tunebatch.report.rows import Row
 
@@ -63,5 +64,27 @@ def make_row() -> MakeRow:
             record=record,
         )
         return Row(result, rate)
+
+    return make
+
+
+@pytest.fixture
+def stopped_row(make_row: MakeRow) -> MakeRow:
+    """A row of a run that was ended, and kept on disk, when it was sure to miss the SLO."""
+
+    def make(name: str, num_served: int, n: int = 70) -> Row:
+        whole = make_row(name, None, n=n).result
+        assert whole.record is not None
+        requests = [
+            request
+            if request.id < num_served
+            else RequestRecord(id=request.id, arrival_s=request.arrival_s, num_prompt_tokens=8, max_tokens=4)
+            for request in whole.record.requests
+        ]
+        limits = parse_slo(whole.slo)
+        metrics = summarize(RunRecord(requests, StepLog()), limits)
+        verdict = check(metrics, limits, missed=next(iter(limits)))
+        stopped = dataclasses.replace(whole, metrics=metrics, verdict=verdict, record=None)
+        return Row(from_json_dict(to_json_dict(stopped)), None, beyond="p90_ttft over 500ms at 1.00 req/s")
 
     return make

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from tunebatch.engine.records import RunRecord, StepLog
@@ -64,3 +65,21 @@ def test_progress_is_lines_without_a_terminal_and_nothing_when_quiet() -> None:
         progress.status("measuring")
         progress.note("done")
     assert file.getvalue() == ""
+
+
+@pytest.mark.parametrize("num_served", [0, 20, 66])
+def test_a_run_that_was_stopped_has_dashes_for_what_it_cannot_tell(
+    make_row: Any, stopped_row: Any, num_served: int
+) -> None:
+    console, file = _console()
+    rows = [make_row("continuous", 6.0), stopped_row("static", num_served)]
+    # Those who were served kept the limit that the run was stopped for.
+    known = rows[1].result.metrics.ttft.p90.value_s
+    assert (known is not None) is (num_served == 66)
+    print_rows(console, rows, winner=rows[0])
+    lines = [line for line in file.getvalue().splitlines() if line.startswith("static")]
+    table, why = (" ".join(line.split()) for line in lines)
+    tpot = "20.0 ms" if num_served == 66 else "-"
+    assert table.startswith(f"static - misses the SLO - - {tpot} ")
+    assert why.endswith("- p90_ttft over 500ms at 1.00 req/s")
+    assert "nan" not in file.getvalue() and "None" not in file.getvalue()

@@ -14,15 +14,21 @@ from tune_fake import Device
 from tunebatch.engine.plan import OutOfDeviceMemoryError
 from tunebatch.engine.strategies import Strategy
 from tunebatch.tune.capacity import NotEnoughEvidenceError
-from tunebatch.tune.facts import SweepEvent, SweepOutcome
+from tunebatch.tune.facts import SweepEvent, SweepOutcome, TableRow
 from tunebatch.tune.journal import FILE, SweepMismatchError
 from tunebatch.tune.study import run_sweep
+from tunebatch.tune.sweep import Sweep
 
 NAMES = ("sequential", "static", "continuous")
 
 
 def sweep(device: Device, directory: Path, **options: Any) -> SweepOutcome:
     return run_sweep(device, **{"strategies": NAMES, "directory": directory, "max_trials": 9, **options})
+
+
+def row_of(name: str, outcome: SweepOutcome) -> TableRow:
+    (row,) = [row for row in outcome.best if row.facts.strategy == name]
+    return row
 
 
 def studies(directory: Path) -> dict[str, optuna.Study]:
@@ -159,6 +165,17 @@ def test_out_of_memory_is_infeasible_and_not_fatal(tmp_path: Path) -> None:
         assert told[trial.number].constraints["oom"] == 1.0
 
 
+def test_a_strategy_that_never_fits_has_a_row_without_a_run(tmp_path: Path) -> None:
+    def before(strategy: Strategy) -> None:
+        if strategy.name == "static":
+            raise OutOfDeviceMemoryError("out of device memory in a step of 2 decodes")
+
+    outcome = sweep(Device(before=before), tmp_path, strategies=("static", "continuous"), max_trials=5)
+    row = row_of("static", outcome)
+    assert row.facts.oom and row.result is None
+    assert outcome.best[-1] is row and outcome.winner is not None
+
+
 def test_the_random_baseline_has_the_same_budget(tmp_path: Path) -> None:
     device = Device()
     outcome = sweep(device, tmp_path, baseline_random=True)
@@ -237,3 +254,37 @@ def test_a_configuration_that_comes_again_is_not_measured_again(tmp_path: Path) 
     assert outcome.best_random is not None and outcome.winner is not None
     runs = Counter(asked for asked in device.asked if asked[2] == 0)
     assert max(runs.values()) == 1
+
+
+def test_what_was_never_sustained_is_shown_by_the_run_that_its_miss_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hopeless = Device(hopeless=lambda chosen: chosen.name == "static")
+
+    def out_of_time() -> TableRow:
+        """Static's row when nothing is confirmed, and so nothing shown by a whole run."""
+        with monkeypatch.context() as patch:
+            patch.setattr(Sweep, "confirm", lambda self, chosen, repeat, until: False)
+            return row_of("static", sweep(hopeless, tmp_path))
+
+    row = out_of_time()
+    assert row.result is not None and row.missed is not None
+    assert row.result.workload["rate_per_s"] == row.missed.rate_per_s
+    assert row.missed.rate_per_s == min(rate for rate, _ in row.facts.rates)
+    sweep(hopeless, tmp_path)
+    row = out_of_time()  # a whole run tells more, and there is one by now
+    assert row.result is not None and row.result.workload["rate_per_s"] == row.facts.rates[0][0]
+
+
+def test_who_missed_the_slo_is_shown_rather_than_who_did_not_fit(tmp_path: Path) -> None:
+    def before(chosen: Strategy) -> None:
+        if tune_fake.batch_of(chosen) > 20:
+            raise OutOfDeviceMemoryError("out of device memory in a step of 33 decodes")
+
+    device = Device(before=before, hopeless=lambda chosen: chosen.name == "static")
+    for _ in range(2):
+        outcome = sweep(device, tmp_path, start_rate=5.0)
+        row = row_of("static", outcome)
+        assert not row.facts.oom and row.result is not None
+        assert row.result.workload["rate_per_s"] == row.facts.rates[0][0]  # the whole run
+    assert [trial.oom for trial in outcome.trials if trial.strategy == "static"][:2] == [True, False]

@@ -26,6 +26,11 @@ def saturated_rate(strategy: Strategy) -> float:
     return SATURATED[strategy.name] * math.exp(-(math.log2(batch / BEST_BATCH) ** 2) / 4.0)
 
 
+def batch_of(strategy: Strategy) -> float:
+    """The most sequences that it computes at a time."""
+    return dict(strategy.knobs).get("max_batch_size", 1)
+
+
 def true_capacity(strategy: Strategy) -> float:
     return HEADROOM * saturated_rate(strategy)
 
@@ -80,12 +85,14 @@ class Device:
     Attributes:
         wobble: Relative change of the capacity with the seed.
         before: Called before each run with its strategy; may raise.
+        hopeless: Which strategies miss the SLO at every rate.
     """
 
     num_requests: int = 70
     slo: tuple[str, ...] = SLO
     wobble: float = 0.0
     before: Callable[[Strategy], None] = lambda strategy: None
+    hopeless: Callable[[Strategy], bool] = lambda strategy: False
     asked: list[tuple[str, float | None, int]] = field(default_factory=list)
 
     def __call__(
@@ -101,11 +108,14 @@ class Device:
         self.before(strategy)
         self.asked.append((strategy.label, rate, seed))
         factor = 1.0 + self.wobble * math.sin(7.0 * seed + saturated_rate(strategy))
+        saturated = saturated_rate(strategy) * factor
+        if rate is not None and self.hopeless(strategy):
+            saturated = rate
         return result(
             strategy,
             rate,
             seed,
-            saturated=saturated_rate(strategy) * factor,
+            saturated=saturated,
             num_requests=self.num_requests,
             slo=self.slo,
         )

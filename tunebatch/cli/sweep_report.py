@@ -126,7 +126,8 @@ def _rate(facts: TrialFacts, asked: Profile) -> float | None:
 
 def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
     """What keeps the answer from being believed, and what to do about it."""
-    found = [
+    found = _unmeasured(outcome, asked)
+    found += [
         f"{best.facts.strategy}: no rate missed the SLO, so its capacity is at least what is shown: "
         "use more --time, more --requests or a tighter --slo"
         for best in outcome.best
@@ -141,6 +142,20 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
             "be too low: repeat it on a quiet machine"
         )
     return found
+
+
+def _unmeasured(outcome: SweepOutcome, asked: Profile) -> list[str]:
+    """Strategies without a finished trial, which nothing else on the screen would name."""
+    if outcome.interrupted:  # the answer says that it is not the whole one
+        return []
+    measured = {best.facts.strategy for best in outcome.best}
+    spent = sum(trial.origin != "random" for trial in outcome.trials) >= asked.search.trials
+    ended, more = ("the trials were used up", "--trials") if spent else ("the time was up", "--time")
+    return [
+        f"{name}: {ended} before it was measured: give it more {more}"
+        for name in asked.search.strategies
+        if name not in measured
+    ]
 
 
 def headline(outcome: SweepOutcome, asked: Profile) -> str:

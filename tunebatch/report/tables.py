@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from tunebatch.measure.limits import MetricName
+from tunebatch.measure.limits import MetricName, StatisticName
 from tunebatch.report.rows import (
     Row,
     baseline,
@@ -40,13 +40,13 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool =
     for index, row in enumerate(rows):
         metrics = row.result.metrics
         ratio = ratio_to(row, base)
-        told = [metrics.distribution(metric).statistic(statistics[metric]) for metric in _LATENCIES]
+        told = [_observed_s(row, metric, statistics[metric]) for metric in _LATENCIES]
         table.add_row(
             row.name,
             short_knobs(row.result.knobs) or "-",
             "misses the SLO" if row.rate_per_s is None else number(row.rate_per_s),
             "-" if ratio is None else f"{ratio:.2f}x",
-            *(duration(statistic.value_s) for statistic in told),
+            *(duration(observed_s) for observed_s in told),
             number(metrics.output_throughput),
             number(metrics.mean_batch),
             percent(metrics.bubble),
@@ -54,3 +54,12 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool =
             style="bold green" if marked and index == 0 and row.rate_per_s else "",
         )
     return table
+
+
+def _observed_s(row: Row, metric: MetricName, statistic: StatisticName) -> float | None:
+    """As it was judged: None where the run was stopped because it could only exceed the limit, though those
+    who were served by then may all have kept it."""
+    for judged in row.result.verdict.limits if row.result.verdict is not None else ():
+        if (judged.limit.metric, judged.limit.statistic) == (metric, statistic):
+            return judged.observed_s
+    return row.result.metrics.distribution(metric).statistic(statistic).value_s

@@ -55,7 +55,7 @@ def finalists(facts: Sequence[TrialFacts], top: int) -> list[TrialFacts]:
 def best_of_each(facts: Sequence[TrialFacts]) -> list[TrialFacts]:
     """The best trial of each strategy, the best strategy first; without a capacity, the most promising."""
     first: dict[str, TrialFacts] = {}
-    for trial in sorted(facts, key=lambda trial: (-trial.capacity, -trial.objective)):
+    for trial in sorted(facts, key=lambda trial: (-trial.capacity, trial.oom, -trial.objective)):
         first.setdefault(trial.strategy, trial)
     return list(first.values())
 

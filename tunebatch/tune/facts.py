@@ -132,8 +132,8 @@ class TableRow:
 
     Attributes:
         result: The run at its capacity, from the confirmation if there was one; at another rate if it met
-            the SLO nowhere. Records are missing on what an earlier session measured; None when nothing was
-            measured to the end.
+            the SLO nowhere, and perhaps a run that was stopped as soon as it had missed. Records are
+            missing on what an earlier session measured and on a stopped run; None when out of memory.
         missed: What kept more load out.
     """
 

@@ -121,10 +121,9 @@ class StudyLog:
                 self._give_up(trial.number, trial)
         # A default that failed before gets another chance.
         alive = [trial for trial in self.study.trials if trial.state != self._states.FAIL]
-        queued = {trial.user_attrs.get("key") for trial in alive}
+        self._keys = {trial.user_attrs.get("key") for trial in alive}
         for index, params in enumerate(defaults):
-            if f"default-{index}" not in queued:
-                self.enqueue(params, origin="default", key=f"default-{index}")
+            self.enqueue_once(params, "default", f"default-{index}")
 
     @property
     def num_done(self) -> int:
@@ -132,6 +131,12 @@ class StudyLog:
 
     def enqueue(self, params: dict[str, Any], origin: str, key: str = "") -> None:
         self.study.enqueue_trial(params, user_attrs={"origin": origin, "key": key})
+
+    def enqueue_once(self, params: dict[str, Any], origin: str, key: str) -> None:
+        """Queues it unless this or an earlier session did; what failed in an earlier one is queued again."""
+        if key not in self._keys:
+            self.enqueue(params, origin, key)
+            self._keys.add(key)
 
     def ask(self) -> tuple[optuna.Trial, Strategy]:
         """The next trial and what it stands for."""

@@ -70,17 +70,18 @@ class Space:
         }
         return strategy(name, knobs)
 
+    def to_params(self, chosen: Strategy) -> Params:
+        """What ``to_strategy`` makes the strategy of; knobs that it lacks stand in the middle."""
+        params: Params = {"strategy": chosen.name}
+        own, values = {knob.name: knob for knob in self._knobs[chosen.name]}, dict(chosen.knobs)
+        for name, (low, high) in self._ranges.items():
+            value = _encode(own[name], values[name]) if name in own else (low + high) / 2.0
+            params[_PREFIX + name] = min(max(value, low), high)
+        return params
+
     def defaults(self) -> list[Params]:
-        """Each strategy with the defaults of its knobs; knobs that it lacks stand in the middle."""
-        found = []
-        for name in self.names:
-            params: Params = {"strategy": name}
-            own = {knob.name: knob for knob in self._knobs[name]}
-            for knob, (low, high) in self._ranges.items():
-                value = _encode(own[knob], own[knob].default) if knob in own else (low + high) / 2.0
-                params[_PREFIX + knob] = min(max(value, low), high)
-            found.append(params)
-        return found
+        """Each strategy with the defaults of its knobs."""
+        return [self.to_params(strategy(name)) for name in self.names]
 
     def draw(self, rng: random.Random) -> Params:
         """Parameters at random, uniform on the log scale."""

@@ -41,9 +41,10 @@ def run_sweep(
 ) -> SweepOutcome:
     """Searches the configuration that serves the most.
 
-    Defaults of every strategy are measured first, then suggestions while the budget lasts, then the best are
-    confirmed on fresh seeds. The directory holds everything that was measured: called again with it, the
-    search goes on and measures nothing twice. Ctrl-C ends it and returns what there is.
+    Defaults of every strategy are measured first, then smaller batches where a default met the SLO at no
+    rate, then suggestions while the budget lasts, then the best are confirmed on fresh seeds. The directory
+    holds everything that was measured: called again with it, the search goes on and measures nothing twice.
+    Ctrl-C ends it and returns what there is.
 
     Args:
         measure: Serves the workload once.
@@ -180,10 +181,11 @@ def _outcome(
     )
 
 
-def _rank(trial: TrialFacts) -> tuple[float, float]:
-    return -mean_capacity(trial), -trial.objective
+def _rank(trial: TrialFacts) -> tuple[float, bool, float]:
+    """Who ran and missed stands before who did not fit, whose objective is a guess."""
+    return -mean_capacity(trial), trial.oom, -trial.objective
 
 
-def _row_rank(trial: TrialFacts) -> tuple[bool, float, float]:
+def _row_rank(trial: TrialFacts) -> tuple[bool, float, bool, float]:
     """Within a strategy a confirmed capacity stands before a lucky one; one that failed, behind."""
     return not (trial.confirmed and mean_capacity(trial) > 0.0), *_rank(trial)

@@ -20,6 +20,8 @@ from tunebatch.tune.confirm import Confirmation, mean_capacity
 from tunebatch.tune.facts import MeasureFn, Miss, Objective, Origin, Phase, SweepEvent, TrialFacts
 from tunebatch.tune.journal import Journal, StudyLog, gp_sampler, random_sampler
 from tunebatch.tune.runs import Runs
+from tunebatch.tune.second_chance import queue_second_chances
+from tunebatch.tune.shown import Shown
 from tunebatch.tune.space import Space
 from tunebatch.tune.trial import (
     Measured,
@@ -58,15 +60,6 @@ class Settings:
     identity: Mapping[str, Any]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Shown:
-    """A strategy's best run with its records; the others are on disk without."""
-
-    config: str
-    value: float
-    result: RunResult
-
-
 def saturated_rate(glimpse: RunResult) -> float:
     """Requests per second that a saturated run of any length would serve, told from its tokens."""
     metrics = glimpse.metrics
@@ -98,10 +91,10 @@ class Sweep:
             fixed["start_rate"] = settings.start_rate
         self._journal = Journal(directory, self._space, fixed)
         self.runs = Runs(measure, directory / "runs")
+        self._shown = Shown(self.runs, settings.objective, settings.start_rate, settings.seed)
         self._saturated: dict[str, float] = {}
         self._longest_s: dict[str, float] = {}
         self._trials_took_s: list[float] = []
-        self._shown: dict[str, _Shown] = {}
         self._confirmations: dict[str, list[Confirmation]] = {}
         self._search: StudyLog | None = None
         self._random: StudyLog | None = None
@@ -129,8 +122,9 @@ class Sweep:
             self._saturated[name] = saturated_rate(seen)
 
     def search(self, until: float) -> None:
-        """The defaults, then what the sampler suggests."""
+        """The defaults, smaller batches for those that nothing passes, then what the sampler suggests."""
         self._search = StudyLog(self._journal, "search", self._gp, self._space.defaults())
+        queue_second_chances(self._search, self._space)
         self._loop(self._search, "search", self.settings.max_trials, until)
 
     def random_baseline(self, until: float) -> None:
@@ -160,10 +154,8 @@ class Sweep:
         return True
 
     def show(self, trial: TrialFacts) -> None:
-        """One whole run of a configuration that was never sustained, to show what it does."""
-        if self.settings.objective == "capacity" and trial.rates:
-            result = self.runs(trial.chosen, trial.rates[0][0], self.settings.seed)
-            self._shown[trial.strategy] = _Shown(trial.config, 0.0, result)
+        """See ``Shown.measure``."""
+        self._shown.measure(trial)
 
     def with_confirmation(self, trial: TrialFacts) -> TrialFacts:
         found = self._confirmations.get(trial.config, ())
@@ -175,16 +167,11 @@ class Sweep:
         return max(found, default=0.0)
 
     def result_of(self, trial: TrialFacts) -> RunResult | None:
-        """The run that shows the trial's capacity, the newest there is."""
+        """The run that shows the trial's capacity, the newest there is; else what it does instead."""
         for item in reversed(self._confirmations.get(trial.config, [])):
             if item.result is not None:
                 return item.result
-        shown = self._shown.get(trial.strategy)
-        if shown is not None and shown.config == trial.config:
-            return shown.result
-        capacity = self.settings.objective == "capacity"
-        rate = trial.capacity if capacity else self.settings.start_rate
-        return self.runs.recall(trial.chosen, rate, self.settings.seed, stop_early=capacity)
+        return self._shown.of(trial)
 
     def missed_by(self, trial: TrialFacts) -> Miss | None:
         """What keeps more load out."""
@@ -233,6 +220,7 @@ class Sweep:
                 facts = dataclasses.replace(facts, number=trial.number, origin=origin)
             if facts is not None:
                 log.tell(trial, facts)
+                queue_second_chances(log, self._space)
             if repeats:
                 log.after_repeat(rng)
             else:
@@ -260,9 +248,8 @@ class Sweep:
         if measured.value == 0.0 and not measured.finished:
             return None
         facts = facts_of(measured, number, origin, chosen)
-        shown = self._shown.get(chosen.name)
-        if measured.result is not None and (shown is None or measured.value > shown.value):
-            self._shown[chosen.name] = _Shown(facts.config, measured.value, measured.result)
+        if measured.result is not None:
+            self._shown.keep(facts, measured.result)
         return facts
 
     def _confirm_once(self, trial: TrialFacts, repeat: int, until: float) -> Confirmation | None:

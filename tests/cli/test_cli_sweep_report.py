@@ -1,0 +1,72 @@
+"""Every strategy that was asked for is on the screen: with a row, with a reason, or with a caution."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tunebatch.cli.sweep_report import caveats, outcome_json, print_outcome
+from tunebatch.profile import Profile, load_profile
+from tunebatch.tune.facts import SweepOutcome, TableRow, TrialFacts
+
+UNMEASURED = "static: the time was up before it was measured: give it more --time"
+
+
+@pytest.fixture
+def asked() -> Profile:
+    return load_profile("smoke", {"search": {"strategies": ["sequential", "static"]}}, {})
+
+
+def trial(name: str, **rest: Any) -> TrialFacts:
+    given = {"number": 0, "origin": "default", "knobs": {}, "capacity": 0.0, "met": False, "objective": 0.0}
+    return TrialFacts(strategy=name, **{**given, **rest})
+
+
+def outcome_of(*trials: TrialFacts, interrupted: bool = False) -> SweepOutcome:
+    return SweepOutcome(
+        trials=list(trials),
+        best=[TableRow(one, None) for one in trials if one.origin != "random"],
+        winner=None,
+        best_default=None,
+        gain=None,
+        gain_interval=None,
+        binding=None,
+        best_random=None,
+        random_gain=None,
+        interrupted=interrupted,
+        elapsed_s=1.0,
+        foreign_cpu_share=None,
+    )
+
+
+def test_a_strategy_that_was_not_reached_is_named(asked: Profile) -> None:
+    outcome = outcome_of(trial("sequential"), trial("static", origin="random"))
+    assert caveats(outcome, asked) == [UNMEASURED]
+    assert outcome_json(outcome, asked)["caveats"] == [UNMEASURED]
+    console = Console(file=io.StringIO(), width=150)
+    print_outcome(outcome, asked, console, quiet=True, ascii_only=True)
+    assert f"caution: {UNMEASURED}" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_an_interrupt_and_a_lack_of_memory_speak_for_themselves(asked: Profile) -> None:
+    assert caveats(outcome_of(trial("sequential"), interrupted=True), asked) == []
+    assert caveats(outcome_of(trial("sequential"), trial("static", oom=True)), asked) == []
+
+
+def test_trials_that_are_used_up_are_told_from_time(tunebatch: Any) -> None:
+    done = tunebatch("sweep", "-p", "smoke", "--trials", "1", "-o", "here")
+    told = "continuous: the trials were used up before it was measured: give it more --trials"
+    assert f"caution: {told}" in done.out
+    assert told in json.loads(Path("here/sweep.json").read_text())["caveats"]
+
+
+def test_a_random_trial_does_not_use_up_the_search(asked: Profile) -> None:
+    few = dataclasses.replace(asked, search=asked.search.model_copy(update={"trials": 2}))
+    outcome = outcome_of(trial("sequential"), trial("sequential", origin="random"))
+    assert caveats(outcome, few) == [UNMEASURED]

@@ -1,0 +1,59 @@
+"""A smaller batch for a default that met the SLO at no rate, so that its strategy is not beaten by a name.
+
+A large static batch may fill too slowly for any limit on the TTFT, at every rate, and it may not fit on the
+device. That says nothing about the strategy, and a sampler that knows four strategies by one trial each may
+not come back to it in time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tunebatch.engine.knobs import MAX_BATCH_SIZE
+from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
+from tunebatch.tune.facts import TrialFacts
+from tunebatch.tune.journal import StudyLog
+from tunebatch.tune.space import Space, config_hash
+
+__all__ = ["queue_second_chances", "smaller"]
+
+_SHARE = 4  # at two steps from a batch of 32 to one of 2
+_LEAST = 2  # one request at a time is a strategy of its own
+
+
+def smaller(chosen: Strategy) -> Strategy | None:
+    """The same with a quarter of the batch; None when it has no batch limit, or the least one."""
+    limit = next((knob for knob in STRATEGIES[chosen.name].knobs if knob.name == MAX_BATCH_SIZE.name), None)
+    if limit is None:
+        return None
+    knobs = dict(chosen.knobs)
+    batch = max(int(knobs[limit.name]) // _SHARE, _LEAST, math.ceil(limit.low))
+    return strategy(chosen.name, {**knobs, limit.name: batch}) if batch < knobs[limit.name] else None
+
+
+def queue_second_chances(log: StudyLog, space: Space) -> None:
+    """Queues what the finished trials make due, and once: call it on opening a study and after each trial.
+
+    What it queues counts as found by searching, not as a default. Every trial of a random baseline counts as
+    random, those with default knobs too, so nothing is due there.
+    """
+    for chosen in _due(log.facts):
+        batch = dict(chosen.knobs)[MAX_BATCH_SIZE.name]
+        log.enqueue_once(space.to_params(chosen), "search", f"smaller-{chosen.name}-{batch}")
+
+
+def _due(facts: Sequence[TrialFacts]) -> list[Strategy]:
+    """For each strategy that has met the SLO nowhere the next smaller batch that was not measured."""
+    measured = {trial.config for trial in facts}
+    met = {trial.strategy for trial in facts if trial.met}
+    due = []
+    for default in facts:
+        if default.origin != "default" or default.strategy in met:
+            continue
+        chosen = smaller(default.chosen)
+        while chosen is not None and config_hash(chosen) in measured:
+            chosen = smaller(chosen)
+        if chosen is not None:
+            due.append(chosen)
+    return due
