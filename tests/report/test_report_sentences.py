@@ -29,6 +29,12 @@ def test_tuning_did_not_help_when_the_interval_holds_1(
     assert ("tuning did not help" in winner_line(winner, [winner], Gain(1.1, low, high))) is not helped
 
 
+@pytest.mark.parametrize(("ratio", "told"), [(1.04, True), (1.06, False)])
+def test_one_seed_cannot_tell_a_small_gain(make_row: Any, ratio: float, told: bool) -> None:
+    winner = make_row("dynamic", 5.0)
+    assert ("tuning hardly helped" in winner_line(winner, [winner], Gain(ratio))) is told
+
+
 def test_nothing_feasible(make_row: Any) -> None:
     assert "no configuration keeps the SLO" in winner_line(None, [make_row("static", None)])
 

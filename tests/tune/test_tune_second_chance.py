@@ -26,7 +26,7 @@ class KilledError(BaseException):
 
 
 def static_above(batch: int) -> Any:
-    return lambda chosen: chosen.name == "static" and batch_of(chosen) > batch
+    return lambda chosen, _: chosen.name == "static" and batch_of(chosen) > batch
 
 
 def sweep(device: Device, directory: Path, **options: Any) -> SweepOutcome:

@@ -259,7 +259,7 @@ def test_a_configuration_that_comes_again_is_not_measured_again(tmp_path: Path) 
 def test_what_was_never_sustained_is_shown_by_the_run_that_its_miss_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hopeless = Device(hopeless=lambda chosen: chosen.name == "static")
+    hopeless = Device(hopeless=lambda chosen, _: chosen.name == "static")
 
     def out_of_time() -> TableRow:
         """Static's row when nothing is confirmed, and so nothing shown by a whole run."""
@@ -274,6 +274,28 @@ def test_what_was_never_sustained_is_shown_by_the_run_that_its_miss_is_told_of(
     sweep(hopeless, tmp_path)
     row = out_of_time()  # a whole run tells more, and there is one by now
     assert row.result is not None and row.result.workload["rate_per_s"] == row.facts.rates[0][0]
+    assert row.missed is not None and row.missed.rate_per_s == row.facts.rates[0][0]
+
+
+def test_who_kept_the_slo_by_luck_is_shown_by_a_run_that_misses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tune_fake.SATURATED, "sequential", tune_fake.SATURATED["continuous"])
+    device = Device(hopeless=lambda chosen, seed: chosen.name == "sequential" and seed == 1)
+    outcome = sweep(device, tmp_path, strategies=("continuous", "sequential"), max_trials=4)
+    row = row_of("sequential", outcome)
+    assert row.facts.capacity > 0.0 and row.facts.confirmed[0] == 0.0 < row.facts.confirmed[1]
+    assert row.result is not None and row.missed is not None
+    assert row.result.verdict is not None and not row.result.verdict.met
+    assert row.result.workload["rate_per_s"] == row.missed.rate_per_s
+    assert row.result.workload["seed"] == 1
+
+
+def test_who_is_known_to_be_no_better_than_its_like_is_not_confirmed(tmp_path: Path) -> None:
+    outcome = sweep(Device(), tmp_path, max_trials=20)
+    coarse = [trial for trial in outcome.trials if trial.coarse]
+    assert coarse and not any(trial.confirmed for trial in coarse)
+    assert outcome.winner is not None and len(outcome.winner.confirmed) > 1
 
 
 def test_who_missed_the_slo_is_shown_rather_than_who_did_not_fit(tmp_path: Path) -> None:
@@ -281,7 +303,7 @@ def test_who_missed_the_slo_is_shown_rather_than_who_did_not_fit(tmp_path: Path)
         if tune_fake.batch_of(chosen) > 20:
             raise OutOfDeviceMemoryError("out of device memory in a step of 33 decodes")
 
-    device = Device(before=before, hopeless=lambda chosen: chosen.name == "static")
+    device = Device(before=before, hopeless=lambda chosen, _: chosen.name == "static")
     for _ in range(2):
         outcome = sweep(device, tmp_path, start_rate=5.0)
         row = row_of("static", outcome)

@@ -85,14 +85,14 @@ class Device:
     Attributes:
         wobble: Relative change of the capacity with the seed.
         before: Called before each run with its strategy; may raise.
-        hopeless: Which strategies miss the SLO at every rate.
+        hopeless: Which strategies, on which seed, miss the SLO at every rate.
     """
 
     num_requests: int = 70
     slo: tuple[str, ...] = SLO
     wobble: float = 0.0
     before: Callable[[Strategy], None] = lambda strategy: None
-    hopeless: Callable[[Strategy], bool] = lambda strategy: False
+    hopeless: Callable[[Strategy, int], bool] = lambda strategy, seed: False
     asked: list[tuple[str, float | None, int]] = field(default_factory=list)
 
     def __call__(
@@ -109,7 +109,7 @@ class Device:
         self.asked.append((strategy.label, rate, seed))
         factor = 1.0 + self.wobble * math.sin(7.0 * seed + saturated_rate(strategy))
         saturated = saturated_rate(strategy) * factor
-        if rate is not None and self.hopeless(strategy):
+        if rate is not None and self.hopeless(strategy, seed):
             saturated = rate
         return result(
             strategy,

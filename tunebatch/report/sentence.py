@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from tunebatch.report.rows import Row, baseline, number, ratio_to
 
+_WORTH = 1.05  # a gain that one seed can tell
+
 
 @dataclass(frozen=True, slots=True)
 class Gain:
@@ -49,7 +51,9 @@ def winner_line(
     if gain is not None:
         parts.append(f"{number(gain.ratio)}x the best default{_interval(gain)}")
     line = f"{named}: {', '.join(parts)}"
-    if gain is not None and not gain.certain and gain.low is not None:
+    if gain is not None and gain.low is None and gain.ratio < _WORTH:
+        line += "; tuning hardly helped"
+    elif gain is not None and gain.low is not None and not gain.certain:
         line += "; tuning did not help: the interval holds 1"
     return line
 

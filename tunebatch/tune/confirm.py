@@ -16,6 +16,7 @@ from tunebatch.tune.facts import Miss, TrialFacts
 __all__ = ["Confirmation", "best_of_each", "finalists", "gain_over", "mean_capacity"]
 
 _CONFIDENCE = 0.90
+_LUCK = 1.25  # who is further behind does not come first on another seed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Confirmation:
         value: Its capacity there; 0 when it misses the SLO.
         resolution: ``log(failing rate / passing rate)`` of the search for it.
         missed: What kept more load out.
-        result: The run at the capacity; None when there is none.
+        result: The run at the capacity; the one that ``missed`` tells about when there is none.
     """
 
     repeat: int
@@ -41,11 +42,16 @@ def finalists(facts: Sequence[TrialFacts], top: int) -> list[TrialFacts]:
     """Who can win: the best trials, and the best default, which the winner is compared with.
 
     Args:
-        facts: Trials of the search, in any order; those without a capacity are passed over.
-        top: How many, at least 1; the best default comes on top when it is not among them.
+        facts: Trials of the search, in any order. Those without a capacity are passed over, and those
+            known coarsely: the best of their strategy is no worse.
+        top: How many at most, of those who come near the best; the best default comes on top when it is
+            not among them.
     """
-    ranked = sorted((trial for trial in facts if trial.capacity > 0.0), key=lambda trial: -trial.capacity)
-    chosen = ranked[: max(top, 1)]
+    ranked = sorted(
+        (trial for trial in facts if trial.capacity > 0.0 and not trial.coarse),
+        key=lambda trial: -trial.capacity,
+    )
+    chosen = [trial for trial in ranked[: max(top, 1)] if trial.capacity * _LUCK >= ranked[0].capacity]
     default = next((trial for trial in ranked if trial.origin == "default"), None)
     if default is not None and default not in chosen:
         chosen.append(default)

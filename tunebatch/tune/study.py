@@ -12,6 +12,7 @@ from tunebatch.measure.result import RunResult
 from tunebatch.tune.confirm import best_of_each, finalists, gain_over, mean_capacity
 from tunebatch.tune.facts import MeasureFn, Objective, SweepEvent, SweepOutcome, TableRow, TrialFacts
 from tunebatch.tune.sweep import Settings, Sweep
+from tunebatch.tune.trial import miss_of
 
 __all__ = ["run_sweep"]
 
@@ -159,7 +160,7 @@ def _outcome(
     first: dict[str, TrialFacts] = {}
     for trial in sorted(facts, key=_row_rank):
         first.setdefault(trial.strategy, trial)
-    rows = [TableRow(trial, sweep.result_of(trial), sweep.missed_by(trial)) for trial in first.values()]
+    rows = [_row(sweep, trial) for trial in first.values()]
     told = winner or min(facts, key=_rank, default=None)
     if winner is not None and write_winner is not None:
         result = sweep.result_of(winner)
@@ -179,6 +180,13 @@ def _outcome(
         elapsed_s=time.monotonic() - sweep.settings.began,
         foreign_cpu_share=sweep.runs.foreign_cpu_share,
     )
+
+
+def _row(sweep: Sweep, trial: TrialFacts) -> TableRow:
+    result, missed = sweep.result_of(trial), sweep.missed_by(trial)
+    if mean_capacity(trial) <= 0.0 and result is not None:
+        missed = miss_of(result)  # what it says goes with the numbers beside it
+    return TableRow(trial, result, missed)
 
 
 def _rank(trial: TrialFacts) -> tuple[float, bool, float]:

@@ -168,8 +168,9 @@ class Sweep:
 
     def result_of(self, trial: TrialFacts) -> RunResult | None:
         """The run that shows the trial's capacity, the newest there is; else what it does instead."""
+        kept = mean_capacity(self.with_confirmation(trial)) > 0.0
         for item in reversed(self._confirmations.get(trial.config, [])):
-            if item.result is not None:
+            if item.result is not None and (item.value > 0.0) == kept:
                 return item.result
         return self._shown.of(trial)
 
@@ -270,7 +271,8 @@ class Sweep:
         if measured.value == 0.0 and not measured.finished:
             return None
         missed = miss_of(measured.failing) if measured.failing else None
-        return Confirmation(repeat, measured.value, measured.resolution, missed, measured.result)
+        result = measured.result or measured.failing
+        return Confirmation(repeat, measured.value, measured.resolution, missed, result)
 
     def _judge(self, chosen: Strategy, rate: float, seed: int) -> RunResult:
         began = time.monotonic()
