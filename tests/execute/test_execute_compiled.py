@@ -17,6 +17,7 @@ from tunebatch.execute.torch.attention.base import AttentionBackend, KvCache, St
 from tunebatch.execute.torch.attention.compiled import Compiled
 from tunebatch.execute.torch.attention.reference import Reference
 from tunebatch.execute.torch.compiled import linear, pointers, rows, threads
+from tunebatch.execute.torch.compiled.few_rows import FewRows
 from tunebatch.execute.torch.load import ModelError, serve
 
 # Rounding of one result; sums are made in float32 on both sides.
@@ -168,21 +169,24 @@ def test_attention_equals_the_reference_on_random_steps(
         torch.testing.assert_close(outputs[1].float(), outputs[0].float(), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.usefixtures("num_threads")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_every_product_equals_torch(dtype: torch.dtype, with_bias: bool) -> None:
+@pytest.mark.parametrize(("outputs", "inputs"), [(24, 12), (64, 96), (5, 33)])
+def test_every_product_equals_torch(dtype: torch.dtype, with_bias: bool, outputs: int, inputs: int) -> None:
     torch.manual_seed(0)
-    weight, bias = torch.randn(24, 12).to(dtype), torch.randn(24).to(dtype) if with_bias else None
-    made = [make(weight, bias) for name, make in linear.PRODUCTS.items() if linear.packs(dtype)]
-    assert len(made) == 3
-    for count in (1, 3, 8, 50, 300):
-        x = torch.randn(count, 12).to(dtype)
-        for product in (*made, linear.Linear(weight, bias)):
-            torch.testing.assert_close(product(x), F.linear(x, weight, bias), rtol=1e-2, atol=1e-2)
+    weight = torch.randn(outputs, inputs).to(dtype)
+    bias = torch.randn(outputs).to(dtype) if with_bias else None
+    assert linear.packs(dtype)
+    for name, make in linear.PRODUCTS.items():
+        product = make(weight, bias)
+        for count in (5, 1, 3, 8, 2, *(() if name == "panels" else (50, 300))):
+            x = torch.randn(count, inputs).to(dtype)
+            torch.testing.assert_close(product(x), F.linear(x, weight, bias), rtol=2e-2, atol=5e-2)
 
 
 def test_linear_takes_the_product_that_was_fastest_at_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = ["plain", "plain", "transposed", "transposed", "packed", "packed", "packed", "plain"]
+    chosen = ["plain", "plain", "panels", "panels", "packed", "packed", "packed", "transposed"]
     monkeypatch.setattr(linear, "_chosen", lambda *_: chosen)
     taken: list[str] = []
 
@@ -191,9 +195,15 @@ def test_linear_takes_the_product_that_was_fastest_at_as_many_rows(monkeypatch: 
 
     monkeypatch.setattr(linear, "PRODUCTS", {name: making(name) for name in linear.PRODUCTS})
     product = linear.Linear(torch.ones(2, 2))
-    for rows_ in (1, 3, 4, 15, 16, 127, 128, 5000):
+    for rows_ in (1, 2, 3, 8, 9, 64, 65, 5000):
         product(torch.ones(rows_, 2))
-    assert taken == ["plain", "plain", "transposed", "transposed", "packed", "packed", "plain", "plain"]
+    assert taken == ["plain", "plain", "panels", "panels", "packed", "packed", "transposed", "transposed"]
+
+
+def test_our_own_product_is_never_taken_for_more_rows_than_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_fastest", lambda product, x: 0.5 if isinstance(product, FewRows) else 1.0)
+    chosen = dict(zip(linear.ROWS, linear._chosen((48, 32), torch.float32, 1), strict=True))
+    assert {rows_ for rows_, name in chosen.items() if name == "panels"} == {1, 2, 4, 8}
 
 
 def test_linear_copies_nothing_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from tunebatch.execute.torch.compiled.pointers import (
 )
 from tunebatch.execute.torch.compiled.rotary import prepared, written
 from tunebatch.execute.torch.compiled.threads import Kernel
-from tunebatch.execute.torch.compiled.tile import LANES, largest, product
+from tunebatch.execute.torch.compiled.tile import LANES, exponentials, largest, product
 
 _NOTHING = np.float32(-1e30)
 _ROWS = 8  # queries that read a page together
@@ -196,12 +196,7 @@ def _soften(row: int, num_scores: int, own: int, oldest: int, softcap: Any, befo
     for t in range(min(oldest, num_scores)):
         scores[t] = _NOTHING
     highest = largest(row, padded, before)
-    added = np.float32(0.0)
-    for t in range(padded):
-        weight = exp(scores[t] - highest)
-        scores[t] = weight
-        added += weight
-    return highest, added
+    return highest, exponentials(row, padded, highest)
 
 
 @njit(inline="always", **FAST)

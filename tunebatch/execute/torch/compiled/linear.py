@@ -1,4 +1,4 @@
-"""Matrix products of few rows: of three that torch can make, the one that is fastest here."""
+"""Matrix products of few rows: of torch's, oneDNN's and our own, the one that is fastest here."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tunebatch.execute.torch.compiled.few_rows import MOST_ROWS, FewRows
+from tunebatch.execute.torch.compiled.pointers import ELEMENTS
+
 Product = Callable[[Tensor], Tensor]
 
-# Numbers of rows at which products are compared; in between, the next smaller one decides.
+# Numbers of rows at which products are compared; in between, the next larger one decides.
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 _REPEATS, _REPEAT_S = 5, 5e-4
 _CLEARLY = 0.95  # of the time of torch's own: a copy of the weight must be worth its memory
@@ -21,7 +24,7 @@ _CLEARLY = 0.95  # of the time of torch's own: a copy of the weight must be wort
 class Linear:
     """``x @ weight.T + bias`` for ``x [rows, in]``; ``weight [out, in]``.
 
-    Which product is fastest depends on the processor, the shape and the rows: with 32 rows a weight that
+    Which product is fastest depends on the processor, the dtype, the shape and the rows: a weight that
     oneDNN packed takes a third of the time of torch's own on one AMD machine, and twice as long on an
     Intel one, where the transposed weight is best. So it is measured, once for each shape.
 
@@ -39,7 +42,7 @@ class Linear:
         self._products = [made[name] for name in chosen]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._products[min(x.shape[0].bit_length(), len(ROWS)) - 1](x)
+        return self._products[min((x.shape[0] - 1).bit_length(), len(ROWS) - 1)](x)
 
 
 def _plain(weight: Tensor, bias: Tensor | None) -> Product:
@@ -64,6 +67,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor | None], Product]] = {
     "plain": _plain,
     "transposed": _transposed,
     "packed": _packed,
+    "panels": FewRows,
 }
 
 
@@ -84,12 +88,16 @@ def packs(dtype: torch.dtype) -> bool:
 def _chosen(shape: tuple[int, int], dtype: torch.dtype, num_threads: int) -> list[str]:
     """The name of the fastest product for each of `ROWS`."""
     weight = torch.randn(shape, dtype=dtype)
-    names = [name for name in PRODUCTS if name != "packed" or packs(dtype)]
-    products = {name: PRODUCTS[name](weight, None) for name in names}
+    possible = {"packed": packs(dtype), "panels": dtype in ELEMENTS}
+    products = {name: make(weight, None) for name, make in PRODUCTS.items() if possible.get(name, True)}
     chosen = []
     for rows in ROWS:
         x = torch.randn(rows, shape[1], dtype=dtype)
-        times = {name: _fastest(product, x) for name, product in products.items()}
+        times = {
+            name: _fastest(product, x)
+            for name, product in products.items()
+            if name != "panels" or rows <= MOST_ROWS
+        }
         best = min(times, key=lambda name: times[name])
         chosen.append(best if times[best] < _CLEARLY * times["plain"] else "plain")
     return chosen

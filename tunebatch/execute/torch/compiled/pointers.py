@@ -17,6 +17,17 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 FAST = {"fastmath": True, "error_model": "numpy"}
+LOG2_E, LEAST_EXPONENT = 1.4426950408889634, -126.0
+# Coefficients of 2 ** f for f within half of 0, the highest power first.
+EXP2 = (
+    1.5403530393381609e-4,
+    1.3333558146428443e-3,
+    9.6181291076284772e-3,
+    5.5504108664821580e-2,
+    2.4022650695910071e-1,
+    6.9314718055994531e-1,
+    1.0,
+)
 
 
 def _pointer_to(element: Any) -> Any:
@@ -84,16 +95,16 @@ def exp(x: Any) -> Any:
     Splits ``x / ln 2`` into an integer, which goes into the exponent's bits, and a fraction within
     half, for which a polynomial does. libm's would be a call per element.
     """
-    y = max(x * np.float32(1.4426950408889634), np.float32(-126.0))
+    y = max(x * np.float32(LOG2_E), np.float32(LEAST_EXPONENT))
     n = np.int32(y - np.float32(0.5))
     f = y - np.float32(n)
-    p = np.float32(1.5403530393381609e-4)
-    p = p * f + np.float32(1.3333558146428443e-3)
-    p = p * f + np.float32(9.6181291076284772e-3)
-    p = p * f + np.float32(5.5504108664821580e-2)
-    p = p * f + np.float32(2.4022650695910071e-1)
-    p = p * f + np.float32(6.9314718055994531e-1)
-    p = p * f + np.float32(1.0)
+    p = np.float32(EXP2[0])
+    p = p * f + np.float32(EXP2[1])
+    p = p * f + np.float32(EXP2[2])
+    p = p * f + np.float32(EXP2[3])
+    p = p * f + np.float32(EXP2[4])
+    p = p * f + np.float32(EXP2[5])
+    p = p * f + np.float32(EXP2[6])
     return float_of(bits_of(p) + (n << np.int32(23)))
 
 

@@ -6,6 +6,7 @@ memory: for products as small as a page of the KV cache that takes ten times as 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -13,7 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tunebatch.execute.torch.compiled.pointers import FAST, Element
+from tunebatch.execute.torch.compiled.pointers import EXP2, FAST, LEAST_EXPONENT, LOG2_E, Element
 
 LANES = 16  # float32 numbers of a vector: one AVX-512 register, two of AVX2
 _ROWS = 8  # sums that are kept in registers at a time
@@ -21,6 +22,7 @@ _CHAINS = 8  # additions under way at a time, to hide how long one takes
 _DEPTH = 64  # unrolled at most
 
 _FLOAT, _INT16, _INT32, _INT64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT32, LANES)
 
 
 def product(
@@ -32,10 +34,10 @@ def product(
     """
     lanes, piece = _divisor(width, LANES), _largest_divisor(depth, _DEPTH)
     whole, rest = rows - rows % _ROWS, rows % _ROWS
-    strides = (a_stride, b_stride, out_stride)
+    strides = ((a_stride, 1), b_stride, out_stride)
     size = element.size
-    many = _micro(element, min(_ROWS, max(whole, 1)), piece, lanes, *strides)
-    few = _micro(element, max(rest, 1), piece, lanes, *strides)
+    many = micro(element, _ROWS if whole else 1, piece, lanes, *strides)
+    few = micro(element, max(rest, 1), piece, lanes, *strides)
 
     @njit(**FAST)
     def multiply_add(a: int, b: int, out: int) -> None:
@@ -56,35 +58,80 @@ def largest(typing_context: Any, address: Any, count: Any, least: Any) -> Any:
 
     LLVM finds it one by one in a loop, which takes as long as the products.
     """
-    vector = ir.VectorType(_FLOAT, LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def larger(one: Any, other: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", one, other, flags=("fast",)), one, other)
 
         address, count, least = arguments
-        undefined = ir.Constant(vector, ir.Undefined)
-        first = builder.insert_element(undefined, least, ir.Constant(_INT32, 0))
-        first = builder.shuffle_vector(
-            first, undefined, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
-        )
-        kept = cgutils.alloca_once_value(builder, first)
-        zero, step = ir.Constant(_INT64, 0), ir.Constant(_INT64, LANES)
-        with cgutils.for_range_slice(builder, zero, count, step, _INT64) as (index, _):
-            where = builder.add(address, builder.mul(index, ir.Constant(_INT64, 4)))
-            values = builder.load(builder.inttoptr(where, vector.as_pointer()), align=4)
-            builder.store(larger(values, builder.load(kept)), kept)
-        found, width = builder.load(kept), LANES
-        while width > 1:
-            width //= 2
-            order = [(lane + width) % LANES for lane in range(LANES)]
-            turned = builder.shuffle_vector(
-                found, undefined, ir.Constant(ir.VectorType(_INT32, LANES), order)
-            )
-            found = larger(found, turned)
-        return builder.extract_element(found, zero)
+        found = cgutils.alloca_once_value(builder, _splat(builder, least))
+        for where in _vectors(builder, address, count):
+            builder.store(larger(builder.load(where, align=4), builder.load(found)), found)
+        return _folded(builder, builder.load(found), larger)
 
     return types.float32(types.int64, types.int64, types.float32), generate
+
+
+@intrinsic
+def exponentials(typing_context: Any, address: Any, count: Any, highest: Any) -> Any:
+    """``x = exp(x - highest)`` of ``count`` float32 numbers, a multiple of `LANES`; returns their sum.
+
+    `pointers.exp`, on whole registers: LLVM takes half of one by itself.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def all_of(number: float) -> Any:
+            return ir.Constant(_VECTOR, [number] * LANES)
+
+        def add(one: Any, other: Any) -> Any:
+            return builder.fadd(one, other, flags=("fast",))
+
+        def mul(one: Any, other: Any) -> Any:
+            return builder.fmul(one, other, flags=("fast",))
+
+        address, count, highest = arguments
+        highest = _splat(builder, highest)
+        total = cgutils.alloca_once_value(builder, all_of(0.0))
+        for where in _vectors(builder, address, count):
+            x = builder.fsub(builder.load(where, align=4), highest, flags=("fast",))
+            y = mul(x, all_of(LOG2_E))
+            least = all_of(LEAST_EXPONENT)
+            y = builder.select(builder.fcmp_ordered(">", y, least, flags=("fast",)), y, least)
+            n = builder.fptosi(add(y, all_of(-0.5)), _INTS)
+            f = builder.fsub(y, builder.sitofp(n, _VECTOR), flags=("fast",))
+            p = all_of(EXP2[0])
+            for coefficient in EXP2[1:]:
+                p = add(mul(p, f), all_of(coefficient))
+            exponent = builder.shl(n, ir.Constant(_INTS, [23] * LANES))
+            power = builder.bitcast(builder.add(builder.bitcast(p, _INTS), exponent), _VECTOR)
+            builder.store(power, where, align=4)
+            builder.store(add(builder.load(total), power), total)
+        return _folded(builder, builder.load(total), add)
+
+    return types.float32(types.int64, types.int64, types.float32), generate
+
+
+def _vectors(builder: Any, address: Any, count: Any) -> Iterator[Any]:
+    """Emits a loop over vectors: what is emitted inside a ``for`` over this is its body."""
+    zero, step = ir.Constant(_INT64, 0), ir.Constant(_INT64, LANES)
+    with cgutils.for_range_slice(builder, zero, count, step, _INT64) as (index, _):
+        where = builder.add(address, builder.mul(index, ir.Constant(_INT64, 4)))
+        yield builder.inttoptr(where, _VECTOR.as_pointer())
+
+
+def _splat(builder: Any, number: Any) -> Any:
+    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), number, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(_INTS, [0] * LANES))
+
+
+def _folded(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    """One number of a vector's, halving it again and again."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        order = ir.Constant(_INTS, [(lane + width) % LANES for lane in range(LANES)])
+        vector = combine(vector, builder.shuffle_vector(vector, vector, order))
+    return builder.extract_element(vector, ir.Constant(_INT32, 0))
 
 
 def _divisor(number: int, most: int) -> int:
@@ -96,22 +143,34 @@ def _largest_divisor(number: int, most: int) -> int:
     return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
 
 
-def _micro(
-    element: Element, rows: int, depth: int, lanes: int, a_stride: int, b_stride: int, out_stride: int
+def micro(
+    element: Element,
+    rows: int,
+    depth: int,
+    lanes: int,
+    a_strides: tuple[int, int],
+    b_stride: int,
+    out_stride: int,
 ) -> Any:
-    """The product with one vector a row: unrolled, its sums in registers from beginning to end."""
+    """The product with one vector a row: unrolled, its sums in registers from beginning to end.
+
+    Args:
+        a_strides: Between the rows of ``a``, and between the numbers of a row.
+    """
     vector = ir.VectorType(_FLOAT, lanes)
     first_lane = ir.Constant(ir.VectorType(_INT32, lanes), [0] * lanes)
     chains = max(1, _CHAINS // rows)
 
     @intrinsic
-    def micro(typing_context: Any, a: Any, b: Any, out: Any) -> Any:
+    def multiply_add(typing_context: Any, a: Any, b: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             def pointer(base: Any, offset: int, kind: Any) -> Any:
                 return builder.inttoptr(builder.add(base, ir.Constant(_INT64, offset)), kind.as_pointer())
 
             def splat(row: int, k: int) -> Any:
-                number = builder.load(pointer(arguments[0], 4 * (row * a_stride + k), _FLOAT), align=4)
+                number = builder.load(
+                    pointer(arguments[0], 4 * (row * a_strides[0] + k * a_strides[1]), _FLOAT), align=4
+                )
                 undefined = ir.Constant(vector, ir.Undefined)
                 one = builder.insert_element(undefined, number, ir.Constant(_INT32, 0))
                 return builder.shuffle_vector(one, undefined, first_lane)
@@ -145,4 +204,4 @@ def _micro(
 
         return types.void(types.int64, types.int64, types.int64), generate
 
-    return micro
+    return multiply_add
