@@ -38,6 +38,18 @@ def test_coming_from_above_at_most_three_runs_have_to_serve_everybody() -> None:
         assert sum(passed for _, passed in found.runs) <= 3
 
 
+def test_above_the_ceiling_nothing_is_tried_when_all_below_it_misses() -> None:
+    asked: list[float] = []
+
+    def hopeless(rate: float) -> RunResult:
+        asked.append(rate)
+        return at(1e-6)(rate)
+
+    find_capacity(hopeless, start_rate=10.0, ceiling=12.0)
+    assert max(asked) == pytest.approx(10.0 * 1.15)
+    assert find_capacity(at(100.0), start_rate=10.0, ceiling=12.0).rate_per_s > 50.0
+
+
 def test_max_runs_is_kept() -> None:
     found = find_capacity(at(10.0), start_rate=0.3, tolerance=1e-6, max_runs=6)
     assert len(found.runs) == 6 and not found.finished

@@ -12,7 +12,7 @@ import tune_fake
 from tune_fake import Device
 
 from tunebatch.engine.plan import OutOfDeviceMemoryError
-from tunebatch.engine.strategies import Strategy
+from tunebatch.engine.strategies import Strategy, strategy
 from tunebatch.tune.capacity import NotEnoughEvidenceError
 from tunebatch.tune.facts import SweepEvent, SweepOutcome, TableRow
 from tunebatch.tune.journal import FILE, SweepMismatchError
@@ -289,6 +289,14 @@ def test_who_kept_the_slo_by_luck_is_shown_by_a_run_that_misses_it(
     assert row.result.verdict is not None and not row.result.verdict.met
     assert row.result.workload["rate_per_s"] == row.missed.rate_per_s
     assert row.result.workload["seed"] == 1
+
+
+def test_no_rate_far_above_the_saturated_one_is_tried(tmp_path: Path) -> None:
+    device = Device(hopeless=lambda chosen, _: chosen.name == "static")
+    sweep(device, tmp_path)
+    default = strategy("static")
+    rates = [rate for label, rate, _ in device.asked if label == default.label and rate is not None]
+    assert max(rates) < 1.2 * tune_fake.saturated_rate(default)
 
 
 def test_who_is_known_to_be_no_better_than_its_like_is_not_confirmed(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def find_capacity(
     step: float = 1.15,
     tolerance: float = 0.05,
     good_enough: float = 0.0,
+    ceiling: float = math.inf,
     max_runs: int = 20,
     may_go_on: Callable[[], bool] = lambda: True,
 ) -> Capacity:
@@ -77,6 +78,7 @@ def find_capacity(
         tolerance: Stop when the lowest failing rate is at most this share above the highest passing one.
         good_enough: A rate to beat. When the start is not above it and fails, the capacity is told
             coarsely: by the first rate of a steep descent that passes.
+        ceiling: A rate that cannot be sustained: when every lower one misses, none above it is tried.
         max_runs: Stop after so many runs, whatever is known by then.
         may_go_on: Asked before every run but the first.
 
@@ -94,7 +96,7 @@ def find_capacity(
         passed: float | None = start_rate if search.sustains(start_rate) else None
         coarse = passed is None and start_rate <= good_enough
         if passed is None and not search.descend(start_rate, _COARSE_STEP if coarse else step):
-            passed = search.climb(start_rate, step, _UP_FROM_MISSES, until=True)
+            passed = search.climb(start_rate, step, _UP_FROM_MISSES, until=True, ceiling=ceiling)
         if passed is not None:
             search.climb(passed, step, _UP, until=False)
         if not coarse:
@@ -126,10 +128,14 @@ class _Search:
                 return True
         return False
 
-    def climb(self, rate: float, step: float, exponents: tuple[int, ...], until: bool) -> float | None:
+    def climb(
+        self, rate: float, step: float, exponents: tuple[int, ...], until: bool, ceiling: float = math.inf
+    ) -> float | None:
         """Higher rates until one passes, or until one does not; that one."""
         for exponent in exponents:
             rate *= step**exponent
+            if rate > ceiling:
+                return None
             if self.sustains(rate) == until:
                 return rate
         return None

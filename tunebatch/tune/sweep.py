@@ -39,6 +39,7 @@ __all__ = ["Settings", "Sweep", "saturated_rate"]
 
 GLIMPSE_S = 2.0
 _STEP, _CONFIRM_STEP = 1.15, 1.06
+_GLIMPSE_ERROR = 1.2  # how far the saturated rate may be from what a glimpse says
 _SEARCH_TOLERANCE = 0.08  # the confirmation looks closer
 _MAX_REPEATS = 20  # in a row: the space holds nothing new
 _MAX_FAILURES = 3  # in a row: not bad luck
@@ -242,6 +243,7 @@ class Sweep:
                     step=_STEP,
                     tolerance=max(self.settings.tolerance, _SEARCH_TOLERANCE),
                     good_enough=best * _CONFIRM_STEP,
+                    ceiling=_GLIMPSE_ERROR * self._saturated.get(chosen.name, math.inf),
                     may_go_on=lambda: self._has_time(chosen, until),
                 )
         except OutOfDeviceMemoryError as error:

@@ -60,6 +60,7 @@ def measure_capacity(
     step: float,
     tolerance: float,
     good_enough: float = 0.0,
+    ceiling: float = math.inf,
     may_go_on: Callable[[], bool] = lambda: True,
 ) -> Measured:
     """The capacity of a configuration; arguments as of ``find_capacity``, which see."""
@@ -69,6 +70,7 @@ def measure_capacity(
         step=step,
         tolerance=tolerance,
         good_enough=good_enough,
+        ceiling=ceiling,
         may_go_on=may_go_on,
     )
     value = found.rate_per_s

@@ -74,7 +74,7 @@ class CompiledDecoder:
         for layer in self._layers:
             add_rms_norm(hidden, delta, layer.input_norm, self._eps, normed)
             qkv = layer.qkv(normed).view(num_tokens, num_heads, -1)
-            q, k, v = qkv.split(sizes, 1)
+            q, k, v = qkv.split_with_sizes(sizes, 1)
             attended = self._attention.attend(q, k, v, layer.index, layer.variant, step, layer.rotation)
             delta = layer.output(attended.view(num_tokens, -1))
             add_rms_norm(hidden, delta, layer.mlp_norm, self._eps, normed)
