@@ -53,7 +53,7 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list
     def check_same_tokens(executor: Any, strategies: list[Any]) -> SimpleNamespace:
         calls.append("same tokens")
         names = tuple(one.name for one in strategies)
-        return SimpleNamespace(num_requests=5, num_tokens=80, strategies=names)
+        return SimpleNamespace(num_requests=5, num_tokens=80, strategies=names, num_ties=0)
 
     load.load_executor, load.ModelError = load_executor, ModelError  # type: ignore[attr-defined]
     same.check_same_tokens = check_same_tokens  # type: ignore[attr-defined]

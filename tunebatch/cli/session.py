@@ -171,9 +171,10 @@ class Session:
         from tunebatch.execute.torch.same_tokens import check_same_tokens
 
         same = check_same_tokens(self.executor, list(strategies))
+        ties = f", but for {same.num_ties} near ties that rounding decided" if same.num_ties else ""
         return (
             f"same tokens: {same.num_requests} requests, {same.num_tokens} tokens, equal to generate under "
-            f"{', '.join(same.strategies)}"
+            f"{', '.join(same.strategies)}{ties}"
         )
 
     def describe(self) -> list[str]:

@@ -20,13 +20,15 @@ from tunebatch.execute.torch.forward import choose_forward
 
 ATTENTION_NAME = "tunebatch"
 # Accept a custom attention function and compute something else with it.
-SILENTLY_WRONG = {"diffllama", "minimax", "hrm_text", "lfm2", "llama4", "llama4_text"}
+SILENTLY_WRONG = {"diffllama", "minimax", "hrm_text", "lfm2", "lfm2_moe", "llama4", "llama4_text"}
 RECURRENT = {
     "mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "falcon_h1", "nemotron_h", "olmo_hybrid",
     "qwen3_next", "qwen3_5", "qwen3_5_moe", "rwkv", "recurrent_gemma", "xlstm", "zamba", "zamba2",
-    "kimi_linear",
+    "kimi_linear", "granitemoehybrid",
 }  # fmt: skip
+# On a CPU, where the memory is not ours alone: so much, or a few of the longest sequences.
 CPU_KV_BYTES = 512 * 2**20
+_CONTEXTS, _CPU_SHARE = 4, 0.25
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -93,8 +95,11 @@ def serve(
     """
     config = network.config.get_text_config()
     device = next(network.parameters()).device
-    max_context = _max_context(config)
-    texts = selfcheck.prompts(config.vocab_size, max_context)
+    max_context, window = _max_context(config), _window(config)
+    if window is not None and window > selfcheck.LONGEST_WINDOW:
+        # What lies beyond could not be checked, and some architectures window by the mask alone.
+        max_context, window = min(max_context, window), None
+    texts = selfcheck.prompts(config.vocab_size, max_context, window)
     expected = selfcheck.own_logits(network, texts)
     _switch_attention(network, name)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -250,6 +255,15 @@ def _max_context(config: Any) -> int:
     return int(limit)
 
 
+def _window(config: Any) -> int | None:
+    """How far back tokens see, if less than the context; the shortest window where layers differ."""
+    found = [
+        getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")
+    ]
+    windows = [int(window) for window in found if isinstance(window, int) and window > 0]
+    return min(windows) if windows and getattr(config, "use_sliding_window", True) else None
+
+
 def _eos(network: Any) -> frozenset[int]:
     eos = getattr(network.generation_config, "eos_token_id", None)
     if eos is None:
@@ -264,7 +278,8 @@ def _blocks_that_fit(probe: TorchExecutor, max_slots: int, utilization: float) -
         free, total = torch.cuda.mem_get_info()
         room = free - int(total * (1 - utilization))
     else:
-        room = min(CPU_KV_BYTES, int(psutil.virtual_memory().available * 0.5))
+        contexts = _CONTEXTS * probe.cache.bytes_per_token * probe.max_context
+        room = min(max(CPU_KV_BYTES, contexts), int(psutil.virtual_memory().available * _CPU_SHARE))
     per_block = max(1, probe.cache.bytes_per_token * probe.block_size)
     if room < per_block:
         raise ModelError("no memory is left for a KV cache after the weights; use a smaller model")

@@ -140,5 +140,5 @@ def _rotation_table(rotary: Any, max_context: int) -> tuple[Tensor, Tensor]:
 def _window(attention: Any) -> int | None:
     if hasattr(attention, "sliding_window"):
         return attention.sliding_window
-    # Mistral's layers read it from the config; Llama's have none.
-    return getattr(attention.config, "sliding_window", None)
+    # Mistral's layers read it from the config; Llama's have none, whatever stands there.
+    return attention.config.sliding_window if attention.config.model_type == "mistral" else None
