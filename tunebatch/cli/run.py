@@ -12,7 +12,7 @@ from tunebatch.cli.errors import INFEASIBLE, CliError
 
 def run(
     strategy: Annotated[
-        str, typer.Argument(metavar="STRATEGY", help="sequential, static, dynamic or continuous.")
+        str, typer.Argument(metavar="STRATEGY", help="sequential, static, dynamic, continuous or chunked.")
     ] = "continuous",
     set_: Annotated[
         list[str] | None,

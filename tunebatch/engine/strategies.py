@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunebatch.engine.knobs import MAX_BATCH_SIZE, MAX_BATCHED_TOKENS, MAX_DELAY, Knob
+from tunebatch.engine.knobs import CHUNK_SIZE, MAX_BATCH_SIZE, MAX_BATCHED_TOKENS, MAX_DELAY, Knob
 from tunebatch.engine.policies.base import Policy
+from tunebatch.engine.policies.chunked import Chunked
 from tunebatch.engine.policies.continuous import Continuous
 from tunebatch.engine.policies.dynamic import Dynamic
 from tunebatch.engine.policies.sequential import Sequential
@@ -32,6 +33,9 @@ STRATEGIES: dict[str, StrategyKind] = {
     ),
     "continuous": StrategyKind(
         Continuous, (MAX_BATCH_SIZE, MAX_BATCHED_TOKENS), "the batch changes every step"
+    ),
+    "chunked": StrategyKind(
+        Chunked, (MAX_BATCH_SIZE, MAX_BATCHED_TOKENS, CHUNK_SIZE), "prompts in chunks, between decode steps"
     ),
 }
 
