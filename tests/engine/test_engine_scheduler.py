@@ -35,12 +35,15 @@ def requests_of(shapes: list[tuple[int, int, int, int | None, bool]], kit: Simpl
     return requests
 
 
-def knobs_of(name: str, batch: int, tokens: int, delay: int, chunk: int) -> dict[str, float]:
+def knobs_of(
+    name: str, batch: int, tokens: int, delay: int, chunk: int, partial: int = 1
+) -> dict[str, float]:
     values = {
         "max_batch_size": batch,
         "max_batched_tokens": tokens,
         "max_delay_s": delay * TICK,
         "chunk_size": chunk,
+        "max_partial_prefills": partial,
     }
     return {knob.name: values[knob.name] for knob in STRATEGIES[name].knobs}
 
@@ -56,6 +59,7 @@ def knobs_of(name: str, batch: int, tokens: int, delay: int, chunk: int) -> dict
     tokens=st.integers(1, 24),
     delay=st.integers(0, 10),
     chunk=st.integers(1, 8),
+    partial=st.integers(1, 3),
 )
 def test_random_work(
     kit: SimpleNamespace,
@@ -68,6 +72,7 @@ def test_random_work(
     tokens: int,
     delay: int,
     chunk: int,
+    partial: int,
 ) -> None:
     requests = requests_of(shapes, kit)
     executor = kit.Executor(
@@ -78,7 +83,7 @@ def test_random_work(
         duration=lambda plan: TICK * (1 + plan.num_slice_tokens // 4 + plan.num_decodes // 2),
     )
     clock, source = VirtualClock(), kit.Source(requests)
-    policy = strategy(name, knobs_of(name, batch, tokens, delay, chunk)).make_policy()
+    policy = strategy(name, knobs_of(name, batch, tokens, delay, chunk, partial)).make_policy()
     engine = kit.engine(policy, source, executor, clock)
 
     boundaries = [clock.now()]

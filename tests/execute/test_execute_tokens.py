@@ -84,7 +84,13 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 # Chunks of 7 end inside blocks of 4 tokens and inside windows of 9, at a different place each time.
-KNOBS = {"max_batch_size": 5, "max_batched_tokens": 40, "max_delay_s": 0.001, "chunk_size": 7}
+KNOBS = {
+    "max_batch_size": 5,
+    "max_batched_tokens": 40,
+    "max_delay_s": 0.001,
+    "chunk_size": 7,
+    "max_partial_prefills": 2,
+}
 
 
 @cache

@@ -58,6 +58,8 @@ def short_knobs(knobs: Mapping[str, object]) -> str:
             words.append(f"{value} tokens")
         elif name == "chunk_size":
             words.append(f"chunk {value}")
+        elif name == "max_partial_prefills":
+            words.append(f"partial {value}")
         elif name == "max_delay_s" and isinstance(value, int | float):
             words.append(f"wait {short_duration(value)}")
         else:
