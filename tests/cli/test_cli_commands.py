@@ -14,6 +14,7 @@ import pytest
 
 from tunebatch.cli.main import run_command
 from tunebatch.cli.session import Session
+from tunebatch.engine.strategies import STRATEGIES
 from tunebatch.measure import result
 
 # A run per configuration, which any machine calls good enough.
@@ -65,7 +66,7 @@ def test_a_rate_is_offered_and_goodput_compared(tunebatch: Any) -> None:
     done = tunebatch("compare", "--strategy", "all", "--rate", "5", "-o", "here")
     assert done.code == 0, done.err
     assert "goodput req/s" in done.out
-    assert sorted(os.listdir("here")) == ["continuous", "dynamic", "sequential", "static"]
+    assert sorted(os.listdir("here")) == sorted(STRATEGIES)
 
 
 def test_saved_results_side_by_side(tunebatch: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tunebatch.engine.clock import Clock, VirtualClock
 from tunebatch.engine.engine import Engine, RequestSource
-from tunebatch.engine.plan import StepOutput, StepPlan
+from tunebatch.engine.plan import Slice, StepOutput, StepPlan
 from tunebatch.engine.policies.base import Policy
 from tunebatch.engine.records import RunRecord
 from tunebatch.engine.request import Request
@@ -96,7 +96,7 @@ class FakeExecutor:
         for sequence in [*pieces, *members]:
             self._seen[sequence.id] = sequence
         self._check_ownership()
-        slice_tokens = [self._slice(p.sequence, p.start, p.num_tokens) for p in plan.slices]
+        slice_tokens = [self._slice(piece) for piece in plan.slices]
         decode_tokens = [self._decode(plan, member) for member in members]
         grown = [s.id for s in members if s.block_table != self._tables[s.id]]
         assert sorted(s.id for s in plan.grown) == sorted(grown), "`grown` is not what grew"
@@ -112,16 +112,18 @@ class FakeExecutor:
         slots = [s.slot for s in self._seen.values()]
         assert len(set(slots)) == len(slots) and all(0 <= slot < self.max_slots for slot in slots)
 
-    def _slice(self, sequence: Sequence, start: int, num_tokens: int) -> list[int]:
+    def _slice(self, piece: Slice) -> list[int]:
+        sequence, start, num_tokens = piece.sequence, piece.start, piece.num_tokens
         assert start == sequence.num_computed, "a slice skips or repeats tokens"
         assert num_tokens >= 1
+        assert piece.sample == (start + num_tokens == sequence.num_tokens), "not the last chunk samples"
         request = sequence.request
         told = [*request.prompt, *expected_output(request)]
         assert sequence.token_ids(start, num_tokens) == told[start : start + num_tokens]
         for position in range(start, start + num_tokens):
             self._write(sequence, position)
         self._read_back(sequence, start + num_tokens)
-        return [fake_token(sequence.id, start + num_tokens)]
+        return [fake_token(sequence.id, start + num_tokens)] if piece.sample else []
 
     def _decode(self, plan: StepPlan, member: Sequence) -> int:
         assert plan.decodes is not None

@@ -35,9 +35,17 @@ def requests_of(shapes: list[tuple[int, int, int, int | None, bool]], kit: Simpl
     return requests
 
 
-def knobs_of(name: str, batch: int, tokens: int, delay: int) -> dict[str, float]:
-    values = {"max_batch_size": batch, "max_batched_tokens": tokens, "max_delay_s": delay * TICK}
-    return {knob.name: values[knob.name] for knob in STRATEGIES[name].knobs if knob.name in values}
+def knobs_of(
+    name: str, batch: int, tokens: int, delay: int, chunk: int, partial: int = 1
+) -> dict[str, float]:
+    values = {
+        "max_batch_size": batch,
+        "max_batched_tokens": tokens,
+        "max_delay_s": delay * TICK,
+        "chunk_size": chunk,
+        "max_partial_prefills": partial,
+    }
+    return {knob.name: values[knob.name] for knob in STRATEGIES[name].knobs}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -50,6 +58,8 @@ def knobs_of(name: str, batch: int, tokens: int, delay: int) -> dict[str, float]
     batch=st.integers(1, 6),
     tokens=st.integers(1, 24),
     delay=st.integers(0, 10),
+    chunk=st.integers(1, 8),
+    partial=st.integers(1, 3),
 )
 def test_random_work(
     kit: SimpleNamespace,
@@ -61,6 +71,8 @@ def test_random_work(
     batch: int,
     tokens: int,
     delay: int,
+    chunk: int,
+    partial: int,
 ) -> None:
     requests = requests_of(shapes, kit)
     executor = kit.Executor(
@@ -71,11 +83,11 @@ def test_random_work(
         duration=lambda plan: TICK * (1 + plan.num_slice_tokens // 4 + plan.num_decodes // 2),
     )
     clock, source = VirtualClock(), kit.Source(requests)
-    policy = strategy(name, knobs_of(name, batch, tokens, delay)).make_policy()
+    policy = strategy(name, knobs_of(name, batch, tokens, delay, chunk, partial)).make_policy()
     engine = kit.engine(policy, source, executor, clock)
 
     boundaries = [clock.now()]
-    limit = 40 * sum(request.max_tokens + 3 for request in requests)
+    limit = 40 * sum(len(request.prompt) + request.max_tokens + 3 for request in requests)
     while engine.step():
         engine.queues.check_integrity()
         assert len(engine.queues.running) <= min(max_slots, engine.queues.num_held)
@@ -134,7 +146,7 @@ def check_occupancy(occupancy: list[tuple[int, int, float, float, float]]) -> No
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "sequential"])
 def test_tiny_pools_do_preempt_and_change_no_token(kit: SimpleNamespace, name: str) -> None:
     requests = [kit.request(i, 3, 12) for i in range(4)]
-    policy = strategy(name, knobs_of(name, 4, 64, 0)).make_policy()
+    policy = strategy(name, knobs_of(name, 4, 64, 0, 2)).make_policy()
     run = kit.serve(policy, requests, kit.Executor(num_blocks=6, block_size=3))
     assert sum(run.steps.num_preempted) > 0
     assert [record.output for record in run.requests] == [kit.expected_output(r) for r in requests]
@@ -148,7 +160,7 @@ def test_what_can_never_fit_is_rejected_at_once(
 ) -> None:
     """Twelve tokens of KV: the last token of an answer is never stored, so thirteen in all fit."""
     requests = [kit.request(0, prompt, max_tokens), kit.request(1, 2, 2)]
-    policy = strategy(name, knobs_of(name, 1, 64, 0)).make_policy()
+    policy = strategy(name, knobs_of(name, 1, 64, 0, 2)).make_policy()
     run = kit.serve(policy, requests, kit.Executor(num_blocks=3, block_size=4))
     assert (run.requests[0].end_reason is EndReason.LENGTH) == fits
     assert (run.requests[0].end_reason is EndReason.REJECTED) != fits

@@ -83,6 +83,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]},
     ),
 }
+# Chunks of 7 end inside blocks of 4 tokens and inside windows of 9, at a different place each time.
+KNOBS = {
+    "max_batch_size": 5,
+    "max_batched_tokens": 40,
+    "max_delay_s": 0.001,
+    "chunk_size": 7,
+    "max_partial_prefills": 2,
+}
 
 
 @cache
@@ -137,9 +145,7 @@ def test_greedy_tokens_equal_generate_under_preemption_and_cancellation(name: st
     want = expected(name)
     preempted = 0
     for kind in STRATEGIES:
-        knobs = {} if kind == "sequential" else {"max_batch_size": 5, "max_batched_tokens": 40}
-        if kind == "dynamic":
-            knobs["max_delay_s"] = 0.001
+        knobs = {knob.name: KNOBS[knob.name] for knob in STRATEGIES[kind].knobs}
         traffic = requests(199)
         # Due while it runs: the clock is far past it by the time the first batch has been prefilled.
         traffic[1] = dataclasses.replace(traffic[1], cancel_at_s=1e-3)

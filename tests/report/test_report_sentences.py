@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunebatch.report.rows import duration, number
+from tunebatch.engine.strategies import STRATEGIES, strategy
+from tunebatch.report.rows import duration, number, short_knobs
 from tunebatch.report.sentence import Gain, fastest_line, winner_line
 from tunebatch.report.why import samples_problem, why_table
+
+
+def test_short_knobs_are_words_that_fit_the_column_of_a_sweep() -> None:
+    assert short_knobs(dict(strategy("chunked").knobs)) == "batch 32, 2048 tokens, chunk 256"
+    assert short_knobs(dict(strategy("mixed").knobs)) == "batch 32, chunk 512, partial 1"
+    for name in STRATEGIES:
+        said = short_knobs(dict(strategy(name).knobs))
+        assert len(said) <= 34 and "_" not in said
 
 
 def test_the_winner_in_one_line(make_row: Any) -> None:

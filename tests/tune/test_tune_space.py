@@ -11,7 +11,7 @@ import pytest
 from tunebatch.engine.strategies import STRATEGIES, StrategyError, strategy
 from tunebatch.tune.space import Space, config_hash
 
-NAMES = ("sequential", "static", "dynamic", "continuous")
+NAMES = tuple(STRATEGIES)
 
 
 def test_defaults_are_the_strategies_defaults_and_lie_inside() -> None:

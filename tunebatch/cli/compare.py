@@ -33,7 +33,7 @@ def compare(
         typer.Option(
             "--strategy",
             metavar="NAME",
-            help="sequential, static, dynamic, continuous, or all. Repeat for more.",
+            help="sequential, static, dynamic, continuous, chunked, mixed, or all. Repeat for more.",
             show_default=False,
         ),
     ] = None,

@@ -12,7 +12,8 @@ from tunebatch.cli.errors import INFEASIBLE, CliError
 
 def run(
     strategy: Annotated[
-        str, typer.Argument(metavar="STRATEGY", help="sequential, static, dynamic or continuous.")
+        str,
+        typer.Argument(metavar="STRATEGY", help="sequential, static, dynamic, continuous, chunked or mixed."),
     ] = "continuous",
     set_: Annotated[
         list[str] | None,

@@ -37,7 +37,7 @@ def sweep(
         typer.Option(
             "--strategy",
             metavar="NAME",
-            help="sequential, static, dynamic, continuous, or all. Repeat for more.",
+            help="sequential, static, dynamic, continuous, chunked, mixed, or all. Repeat for more.",
             show_default=False,
         ),
     ] = None,

@@ -45,3 +45,6 @@ class Knob:
 MAX_BATCH_SIZE = Knob("max_batch_size", 1, 64, 32, "sequences")
 MAX_BATCHED_TOKENS = Knob("max_batched_tokens", 128, 4096, 2048, "prompt tokens per step")
 MAX_DELAY = Knob("max_delay_s", 0.001, 2.0, 0.05, "seconds", integer=False)
+CHUNK_SIZE = Knob("chunk_size", 32, 8192, 256, "prompt tokens per chunk")
+STEP_TOKENS = Knob("chunk_size", 32, 8192, 512, "tokens per step")
+MAX_PARTIAL_PREFILLS = Knob("max_partial_prefills", 1, 8, 1, "prompts")

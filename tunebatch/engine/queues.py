@@ -35,6 +35,7 @@ class Queues:
     Attributes:
         waiting: Requests not admitted, oldest first; a preempted one is first.
         running: Admitted sequences in order of admission, the newest last.
+        partial: Those of them whose prompt is not wholly computed or planned, in the same order.
         arrivals_open: More arrivals are scheduled.
     """
 
@@ -45,6 +46,7 @@ class Queues:
         self.decodes = DecodeGroup(block_size)
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()
         self.running: OrderedDict[int, Sequence] = OrderedDict()
+        self.partial: dict[int, Sequence] = {}
         self.arrivals_open = True
         self.records: list[RequestRecord] = []
         self.decode_end_s: list[float] = []
@@ -63,6 +65,11 @@ class Queues:
     def num_held(self) -> int:
         """Slots that a sequence occupies or occupied until its batch ends."""
         return len(self.running) + len(self._held)
+
+    @property
+    def oldest_waiting(self) -> Sequence | None:
+        """The request that is admitted next."""
+        return next(iter(self.waiting.values()), None)
 
     # Arrivals and departures
 
@@ -93,27 +100,55 @@ class Queues:
 
     # What policies call
 
-    def admit(self, now: float, limit: int, token_budget: int) -> list[Slice]:
-        """Admit waiting requests in order, each with its whole prompt.
+    def prefill(
+        self, now: float, limit: int, token_budget: int, chunk_size: int | None = None
+    ) -> list[Slice]:
+        """Chunks of the prompts that have begun, and of waiting requests, admitted in order.
 
         Stops at ``limit`` requests, at the first that has no slot or no blocks, or before the one
-        that would exceed ``token_budget``; a single prompt longer than the budget goes alone.
+        whose chunk would exceed ``token_budget``; a single chunk larger than the budget goes alone.
+        Every prompt that has begun gets a chunk: none of its chunks is larger than the one before, so
+        those that fitted into a step still do.
+
+        Args:
+            chunk_size: Most tokens of a prompt; by default all of it.
         """
         slices: list[Slice] = []
-        while len(slices) < limit and self.waiting and self._free_slots:
-            sequence = next(iter(self.waiting.values()))
-            num_tokens = sequence.num_tokens
-            if slices and num_tokens > token_budget:
+        for sequence in list(self.partial.values()):
+            num_tokens = _chunk(sequence, chunk_size)
+            slices.append(self.chunk(sequence, num_tokens))
+            token_budget -= num_tokens
+        while len(slices) < limit and (oldest := self.oldest_waiting) is not None:
+            num_tokens = _chunk(oldest, chunk_size)
+            if (slices and num_tokens > token_budget) or not self.admit(now):
                 break
-            num_blocks = self.kv.blocks_for(num_tokens)
-            reserve = self._watermark if self.running else 0
-            if num_blocks + reserve > self.kv.num_free:
-                break
-            sequence.block_table = self.kv.allocate(num_blocks)
-            self._start(sequence, now)
-            slices.append(Slice(sequence, 0, num_tokens))
+            slices.append(self.chunk(oldest, num_tokens))
             token_budget -= num_tokens
         return slices
+
+    def admit(self, now: float) -> bool:
+        """Start the oldest waiting request, if there are a slot and blocks for it.
+
+        It gets the blocks of its whole prompt, however few of its tokens the first chunk computes: a
+        prompt that has begun then never waits for blocks, so two of them cannot wait for each other.
+        """
+        oldest = self.oldest_waiting
+        if oldest is None or not self._free_slots:
+            return False
+        num_blocks = self.kv.blocks_for(oldest.num_tokens)
+        reserve = self._watermark if self.running else 0
+        if num_blocks + reserve > self.kv.num_free:
+            return False
+        oldest.block_table = self.kv.allocate(num_blocks)
+        self._start(oldest, now)
+        return True
+
+    def chunk(self, sequence: Sequence, num_tokens: int) -> Slice:
+        """Plan the next tokens of a prompt that has begun; the chunk that ends it samples."""
+        ends = num_tokens == sequence.num_uncomputed
+        if ends:
+            del self.partial[sequence.id]
+        return Slice(sequence, sequence.num_computed, num_tokens, sample=ends)
 
     def decode(self, plan: StepPlan, now: float) -> StepPlan:
         """Add a token of every decoding sequence to the plan, preempting the newest if blocks run out."""
@@ -183,12 +218,19 @@ class Queues:
         for member in members:
             assert member.id in self.running
             assert len(member.block_table) >= self.kv.blocks_for(self.decodes.num_computed(member))
+        # A sequence either decodes or has a prompt to compute, with blocks for all of it.
+        decoding = {member.id for member in members}
+        assert list(self.partial) == [i for i in self.running if i not in decoding]
+        for sequence in self.partial.values():
+            assert 0 < sequence.num_computed < sequence.num_tokens
+            assert len(sequence.block_table) == self.kv.blocks_for(sequence.num_tokens)
 
     # Inside
 
     def _start(self, sequence: Sequence, now: float) -> None:
         del self.waiting[sequence.id]
         self.running[sequence.id] = sequence
+        self.partial[sequence.id] = sequence
         sequence.slot = heapq.heappop(self._free_slots)
         sequence.slot_since_s = now
         sequence.status = Status.PREFILL
@@ -207,6 +249,7 @@ class Queues:
         if sequence.row >= 0:
             self.decodes.leave(sequence)
             sequence.record.token_times_s += self.decode_end_s[sequence.joined_step : self.decodes.step]
+        self.partial.pop(sequence.id, None)
         self.kv.release(sequence.block_table)
         sequence.block_table = []
         del self.running[sequence.id]
@@ -222,6 +265,11 @@ class Queues:
         sequence.record.end_reason = reason
         sequence.record.end_s = now
         self.ended.append(sequence)
+
+
+def _chunk(sequence: Sequence, chunk_size: int | None) -> int:
+    left = sequence.num_uncomputed
+    return left if chunk_size is None else min(left, chunk_size)
 
 
 def why_never_fits(request: Request, num_blocks: int, block_size: int, max_context: int) -> str | None:

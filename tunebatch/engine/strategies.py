@@ -7,10 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunebatch.engine.knobs import MAX_BATCH_SIZE, MAX_BATCHED_TOKENS, MAX_DELAY, Knob
+from tunebatch.engine.knobs import (
+    CHUNK_SIZE,
+    MAX_BATCH_SIZE,
+    MAX_BATCHED_TOKENS,
+    MAX_DELAY,
+    MAX_PARTIAL_PREFILLS,
+    STEP_TOKENS,
+    Knob,
+)
 from tunebatch.engine.policies.base import Policy
+from tunebatch.engine.policies.chunked import Chunked
 from tunebatch.engine.policies.continuous import Continuous
 from tunebatch.engine.policies.dynamic import Dynamic
+from tunebatch.engine.policies.mixed import Mixed
 from tunebatch.engine.policies.sequential import Sequential
 from tunebatch.engine.policies.static import Static
 
@@ -32,6 +42,12 @@ STRATEGIES: dict[str, StrategyKind] = {
     ),
     "continuous": StrategyKind(
         Continuous, (MAX_BATCH_SIZE, MAX_BATCHED_TOKENS), "the batch changes every step"
+    ),
+    "chunked": StrategyKind(
+        Chunked, (MAX_BATCH_SIZE, MAX_BATCHED_TOKENS, CHUNK_SIZE), "prompts in chunks, between decode steps"
+    ),
+    "mixed": StrategyKind(
+        Mixed, (MAX_BATCH_SIZE, STEP_TOKENS, MAX_PARTIAL_PREFILLS), "decodes and parts of prompts in one step"
     ),
 }
 

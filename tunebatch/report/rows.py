@@ -49,13 +49,17 @@ def knobs_text(knobs: Mapping[str, object]) -> str:
 
 
 def short_knobs(knobs: Mapping[str, object]) -> str:
-    """``batch 48, wait 50 ms, 2048 tokens``: for lines that are short of room."""
+    """``batch 48, wait 50 ms, 2048 tokens, chunk 256``: for lines that are short of room."""
     words = []
     for name, value in knobs.items():
         if name == "max_batch_size":
             words.append(f"batch {value}")
         elif name == "max_batched_tokens":
             words.append(f"{value} tokens")
+        elif name == "chunk_size":
+            words.append(f"chunk {value}")
+        elif name == "max_partial_prefills":
+            words.append(f"partial {value}")
         elif name == "max_delay_s" and isinstance(value, int | float):
             words.append(f"wait {short_duration(value)}")
         else:

@@ -24,7 +24,7 @@ class Continuous:
         self._token_budget = max_batched_tokens
 
     def plan(self, now: float, queues: Queues) -> StepPlan | float | None:
-        slices = queues.admit(now, self.max_batch_size, self._token_budget)
+        slices = queues.prefill(now, self.max_batch_size, self._token_budget)
         if slices:
             return StepPlan(slices)
         plan = queues.decode(StepPlan(), now)

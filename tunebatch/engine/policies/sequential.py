@@ -16,5 +16,5 @@ class Sequential:
     def plan(self, now: float, queues: Queues) -> StepPlan | float | None:
         if (step := run_to_completion(now, queues)) is not None:
             return step
-        slices = queues.admit(now, limit=1, token_budget=0)
+        slices = queues.prefill(now, limit=1, token_budget=0)
         return StepPlan(slices) if slices else None

@@ -51,7 +51,7 @@ class Static:
     def _admit_members(self, now: float, queues: Queues) -> list[Slice]:
         # Members are named, not counted: a place that a cancellation leaves stays empty.
         left = [member for member in self._members if member in queues.waiting]
-        slices = queues.admit(now, len(left), self._token_budget) if left else []
+        slices = queues.prefill(now, len(left), self._token_budget) if left else []
         self._members = left[len(slices) :] if slices else []
         return slices
 
