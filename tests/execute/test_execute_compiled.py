@@ -201,7 +201,7 @@ def test_linear_takes_the_product_that_was_fastest_at_as_many_rows(monkeypatch: 
 
 
 def test_our_own_product_is_never_taken_for_more_rows_than_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_fastest", lambda product, x: 0.5 if isinstance(product, FewRows) else 1.0)
+    monkeypatch.setattr(linear, "_fastest", lambda layers, x: 0.5 if isinstance(layers[0], FewRows) else 1.0)
     chosen = dict(zip(linear.ROWS, linear._chosen((48, 32), torch.float32, 1), strict=True))
     assert {rows_ for rows_, name in chosen.items() if name == "panels"} == {1, 2, 4, 8}
 

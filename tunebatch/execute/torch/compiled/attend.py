@@ -15,6 +15,7 @@ from numba import njit
 
 from tunebatch.execute.torch.compiled import arguments as args
 from tunebatch.execute.torch.compiled.pointers import (
+    CACHE_LINE,
     ELEMENTS,
     FAST,
     Element,
@@ -31,7 +32,6 @@ from tunebatch.execute.torch.compiled.tile import LANES, exponentials, largest, 
 _NOTHING = np.float32(-1e30)
 _ROWS = 8  # queries that read a page together
 _TOKENS = 256  # whose scores are kept at a time
-CACHE_LINE = 64
 _STARTING = 32  # what a tile costs beside the tokens that it sees, in such tokens
 
 

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from numba import njit
 from torch import Tensor
 
-from tunebatch.execute.torch.compiled.pointers import ELEMENTS, FAST, float32s
+from tunebatch.execute.torch.compiled.pointers import CACHE_LINE, ELEMENTS, FAST, float32s, prefetch
 from tunebatch.execute.torch.compiled.threads import Kernel
 from tunebatch.execute.torch.compiled.tile import LANES, micro
 
 MOST_ROWS = 8
 _DEPTH = 32
+_AHEAD = 2  # pieces of a panel that are on their way from memory
 
 
 class FewRows:
@@ -85,6 +86,8 @@ def _few_rows(dtype: torch.dtype) -> Kernel:
                 tile[i] = np.float32(0.0)
             for k in range(0, padded, _DEPTH):
                 weights = a[1] + size * LANES * (panel * padded + k)
+                for line in range(0, size * LANES * _DEPTH, CACHE_LINE):
+                    prefetch(weights + _AHEAD * size * LANES * _DEPTH + line)
                 if rows == 1:
                     one(columns_at + 4 * k * MOST_ROWS, weights, tile_at)
                 elif rows == 2:

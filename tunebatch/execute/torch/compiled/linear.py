@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -17,7 +17,9 @@ Product = Callable[[Tensor], Tensor]
 
 # Numbers of rows at which products are compared; in between, the next larger one decides.
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
-_REPEATS, _REPEAT_S = 5, 5e-4
+_ROUNDS = 3
+# Weights take turns, as they do in a model: one alone would stay in the processor's caches.
+_LAYERS, _COLD_BYTES = 12, 2**27
 _CLEARLY = 0.95  # of the time of torch's own: a copy of the weight must be worth its memory
 
 
@@ -87,15 +89,20 @@ def packs(dtype: torch.dtype) -> bool:
 @torch.inference_mode()
 def _chosen(shape: tuple[int, int], dtype: torch.dtype, num_threads: int) -> list[str]:
     """The name of the fastest product for each of `ROWS`."""
-    weight = torch.randn(shape, dtype=dtype)
+    size = shape[0] * shape[1] * dtype.itemsize
+    weights = [torch.randn(shape, dtype=dtype) for _ in range(min(_LAYERS, -(-_COLD_BYTES // size)))]
     possible = {"packed": packs(dtype), "panels": dtype in ELEMENTS}
-    products = {name: make(weight, None) for name, make in PRODUCTS.items() if possible.get(name, True)}
+    products = {
+        name: [make(weight, None) for weight in weights]
+        for name, make in PRODUCTS.items()
+        if possible.get(name, True)
+    }
     chosen = []
     for rows in ROWS:
         x = torch.randn(rows, shape[1], dtype=dtype)
         times = {
-            name: _fastest(product, x)
-            for name, product in products.items()
+            name: _fastest(layers, x)
+            for name, layers in products.items()
             if name != "panels" or rows <= MOST_ROWS
         }
         best = min(times, key=lambda name: times[name])
@@ -103,16 +110,12 @@ def _chosen(shape: tuple[int, int], dtype: torch.dtype, num_threads: int) -> lis
     return chosen
 
 
-def _fastest(product: Product, x: Tensor) -> float:
-    """Seconds of a call, the best of some rounds that are long enough to be timed."""
-    product(x)
-    start = time.perf_counter()
-    product(x)
-    calls = max(1, int(_REPEAT_S / max(time.perf_counter() - start, 1e-7)))
+def _fastest(layers: Sequence[Product], x: Tensor) -> float:
+    """Seconds of a product, the best of some rounds over all layers."""
     best = float("inf")
-    for _ in range(_REPEATS):
+    for _ in range(_ROUNDS):
         start = time.perf_counter()
-        for _ in range(calls):
+        for product in layers:
             product(x)
-        best = min(best, (time.perf_counter() - start) / calls)
+        best = min(best, (time.perf_counter() - start) / len(layers))
     return best

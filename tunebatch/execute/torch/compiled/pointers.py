@@ -17,6 +17,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 FAST = {"fastmath": True, "error_model": "numpy"}
+CACHE_LINE = 64
 LOG2_E, LEAST_EXPONENT = 1.4426950408889634, -126.0
 # Coefficients of 2 ** f for f within half of 0, the highest power first.
 EXP2 = (

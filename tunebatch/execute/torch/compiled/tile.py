@@ -19,7 +19,7 @@ from tunebatch.execute.torch.compiled.pointers import EXP2, FAST, LEAST_EXPONENT
 LANES = 16  # float32 numbers of a vector: one AVX-512 register, two of AVX2
 _ROWS = 8  # sums that are kept in registers at a time
 _CHAINS = 8  # additions under way at a time, to hide how long one takes
-_DEPTH = 64  # unrolled at most
+_DEPTH = 32  # unrolled at most
 
 _FLOAT, _INT16, _INT32, _INT64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT32, LANES)
