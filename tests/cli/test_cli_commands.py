@@ -233,3 +233,19 @@ def test_saved_results_are_told_apart_by_their_folders(tunebatch: Any) -> None:
     done = tunebatch("compare", "before", "after/result.json")
     assert done.code == 0, done.err
     assert "static (before)" in done.out and "static (after)" in done.out
+
+
+def test_few_slots_are_what_a_sweep_and_a_comparison_are_told_with(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEBATCH_DEVICE_MAX_SLOTS", "4")
+    done = tunebatch(*QUICK_SWEEP, "-o", "swept")
+    assert done.code == 0, done.err
+    trials = json.loads(Path("swept/sweep.json").read_text())["trials"]
+    assert max(trial["knobs"]["max_batch_size"] for trial in trials) == 4
+    done = tunebatch("compare", "--strategy", "static", "--strategy", "sequential", "-o", "compared")
+    assert done.code == 0, done.err
+    assert "batch 4," in done.out
+    assert "max_batch_size 4 instead of the default, as there are 4 batch slots" in done.err
+    done = tunebatch("compare", "--strategy", "sequential", "-o", "alone")
+    assert "instead of the default" not in done.err

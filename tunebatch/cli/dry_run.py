@@ -22,10 +22,11 @@ def dry_run(asked: Profile, session: Session, json: bool) -> int:
     """Serves a few requests under every strategy for the prediction; no strategy's capacity is measured."""
     from tunebatch.cli import output
     from tunebatch.cli.traffic import needed_samples
-    from tunebatch.engine.strategies import strategy as make_strategy
+    from tunebatch.tune.space import Space
 
     workload, search = session.workload(), asked.search
-    run_s = {name: _predicted_run_s(session, make_strategy(name)) for name in search.strategies}
+    space = Space(search.strategies, asked.device.max_slots)
+    run_s = {name: _predicted_run_s(session, space.default(name)) for name in search.strategies}
     least_s = _least_s(list(run_s.values()), search.objective, search.confirm)
     plan: dict[str, Any] = {
         "schema": "tunebatch.plan.v1",

@@ -170,6 +170,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             seed=search.seed,
             baseline_random=call["baseline"] == "random",
             confirm_top=search.confirm,
+            max_slots=asked.device.max_slots,
             identity={
                 "slo": asked.slo.texts(),
                 "model": asked.model.name,
