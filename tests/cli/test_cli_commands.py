@@ -7,14 +7,16 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_fake import FakeExecutor
 
 from tunebatch.cli.main import run_command
 from tunebatch.cli.session import Session
-from tunebatch.measure import result
+from tunebatch.measure import environment, result
 
 # A run per configuration, which any machine calls good enough.
 QUICK_SWEEP = [
@@ -249,3 +251,41 @@ def test_few_slots_are_what_a_sweep_and_a_comparison_are_told_with(
     assert "max_batch_size 4 instead of the default, as there are 4 batch slots" in done.err
     done = tunebatch("compare", "--strategy", "sequential", "-o", "alone")
     assert "instead of the default" not in done.err
+
+
+def _with_model(fact: str) -> Callable[[pytest.MonkeyPatch], None]:
+    whole = FakeExecutor.__init__
+
+    def init(self: FakeExecutor) -> None:
+        whole(self)
+        self.model_info[fact] = "another"
+
+    return lambda patch: patch.setattr(FakeExecutor, "__init__", init)
+
+
+def _with_machine(fact: str) -> Callable[[pytest.MonkeyPatch], None]:
+    facts = {**environment.environment(), fact: "another"}
+    return lambda patch: patch.setattr(environment, "environment", lambda: facts)
+
+
+def _with_device(fact: str) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: patch.setenv(f"TUNEBATCH_DEVICE_{fact.upper()}", "32")
+
+
+OTHERWISE = {
+    **{name: _with_model(name) for name in ("dtype", "device", "attention_backend", "forward")},
+    **{name: _with_machine(name) for name in ("torch", "cpu", "gpu")},
+    **{name: _with_device(name) for name in ("block_size", "num_blocks", "max_slots")},
+}
+
+
+def test_a_sweep_does_not_go_on_under_other_conditions(tunebatch: Any) -> None:
+    assert tunebatch(*QUICK_SWEEP, "-o", "here").code == 0
+    for name, changed in OTHERWISE.items():
+        with pytest.MonkeyPatch.context() as patch:
+            changed(patch)
+            done = tunebatch("sweep", "--resume", "here")
+        assert done.code == 2, name
+        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert f"here holds a sweep with {name} = " in line
+    assert tunebatch("sweep", "--resume", "here").code == 0

@@ -171,11 +171,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             baseline_random=call["baseline"] == "random",
             confirm_top=search.confirm,
             max_slots=asked.device.max_slots,
-            identity={
-                "slo": asked.slo.texts(),
-                "model": asked.model.name,
-                "workload": session.workload().fingerprint(),
-            },
+            identity=_identity(session),
             on_event=sweep_report.Watcher(progress, "req/s" if search.objective == "capacity" else "tok/s"),
             write_winner=keep,
         )
@@ -199,6 +195,24 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     if outcome.interrupted:
         return INTERRUPTED
     return OK if outcome.winner is not None else INFEASIBLE
+
+
+def _identity(session: Session) -> dict[str, Any]:
+    """What a number of the sweep depends on, so that none is compared with one of another kind."""
+    from tunebatch.measure.environment import environment
+
+    asked, model, machine = session.profile, session.executor.model_info, environment()
+    return {
+        "slo": asked.slo.texts(),
+        "model": asked.model.name,
+        **{name: model.get(name) for name in ("dtype", "device", "attention_backend", "forward")},
+        "block_size": asked.device.block_size,
+        # What is found by itself differs a little from session to session.
+        "num_blocks": asked.device.num_blocks,
+        "max_slots": asked.device.max_slots,
+        **{name: machine[name] for name in ("torch", "cpu", "gpu")},
+        "workload": session.workload().fingerprint(),
+    }
 
 
 def _least_duration_s(session: Session) -> float:
