@@ -186,6 +186,7 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
     from tunebatch.measure.result import to_json_dict
     from tunebatch.report.screen import print_rows
     from tunebatch.report.sentence import fastest_line
+    from tunebatch.report.why import hung_up_text
 
     if json:
         output.print_json({"schema": SCHEMA, "results": [to_json_dict(result) for _, result in results]})
@@ -199,6 +200,8 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
         ascii_only=output.ascii_only(),
         quiet=quiet,
     )
+    if (gone := hung_up_text(rows)) is not None:
+        print(f"caution: {gone}")
 
 
 def _rows(results: list[tuple[str, RunResult]]) -> tuple[str, list[Row]]:

@@ -9,8 +9,9 @@ from tunebatch.measure.result import to_json_dict
 from tunebatch.report.rows import Row, clock_time, duration, knobs_text, number, short_knobs
 from tunebatch.report.screen import print_rows
 from tunebatch.report.sentence import Gain, winner_line
-from tunebatch.report.why import reason
+from tunebatch.report.why import hung_up_text, reason
 from tunebatch.tune.confirm import mean_capacity
+from tunebatch.tune.trial import HUNG_UP
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,6 +92,8 @@ def _missed(miss: Miss | None) -> str:
     if miss is None:
         return "misses the SLO"
     at = "" if miss.rate_per_s is None else f" at {number(miss.rate_per_s)} req/s"
+    if miss.hung_up and miss.limit_s is not None:
+        at += f", where {miss.hung_up} client{'s' if miss.hung_up != 1 else ''} hung up"
     if miss.limit_s is None:
         return f"{miss.limit}{at}"
     limit = format_duration(miss.limit_s)
@@ -135,6 +138,8 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
     ]
     if outcome.winner is not None and not outcome.winner.confirmed:
         found.append("the winner was not confirmed on a fresh seed: give it more --time")
+    if (gone := hung_up_text(outcome_rows(outcome, asked))) is not None:
+        found.append(gone)
     share = outcome.foreign_cpu_share
     if share is not None and share > _NOISY:
         found.append(
@@ -221,7 +226,8 @@ def conclusions(outcome: SweepOutcome, asked: Profile) -> list[str]:
     miss, winner = outcome.binding, outcome.winner
     if miss is not None:
         why = f": {reason(miss.limit)}" if reason(miss.limit) else ""
-        who = f"{winner.strategy} takes no more because of" if winner is not None else "nothing passes:"
+        because = "because" if miss.limit == HUNG_UP else "because of"
+        who = f"{winner.strategy} takes no more {because}" if winner is not None else "nothing passes:"
         told.append(f"{who} {_missed(miss)}{why}")
     best = outcome.best_random
     if best is not None:
