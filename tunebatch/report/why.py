@@ -37,7 +37,7 @@ def why_table(rows: Sequence[Row]) -> Table:
 
 LEGEND = (
     "queue: before the first step; stalled: between tokens, while prompts of others were computed; "
-    "empty slots: held in the batch by requests that had ended"
+    "empty slots: held, but computing nothing in a step: ended, or waiting behind a prefill"
 )
 
 
