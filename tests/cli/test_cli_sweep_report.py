@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunebatch.cli.sweep_report import caveats, outcome_json, print_outcome
+from tunebatch.cli.sweep_report import caveats, outcome_json, print_outcome, unbounded
 from tunebatch.profile import Profile, load_profile
-from tunebatch.tune.facts import SweepOutcome, TableRow, TrialFacts
+from tunebatch.tune.facts import Miss, SweepOutcome, TableRow, TrialFacts
 
 UNMEASURED = "static: the time was up before it was measured: give it more --time"
 
@@ -70,3 +70,9 @@ def test_a_random_trial_does_not_use_up_the_search(asked: Profile) -> None:
     few = dataclasses.replace(asked, search=asked.search.model_copy(update={"trials": 2}))
     outcome = outcome_of(trial("sequential"), trial("sequential", origin="random"))
     assert caveats(outcome, few) == [UNMEASURED]
+
+
+def test_a_rate_that_only_the_confirmation_missed_bounds_a_capacity(asked: Profile) -> None:
+    found = trial("static", capacity=9.0, met=True, rates=((8.0, True), (9.0, True)), confirmed=(8.5,))
+    assert unbounded(found, None, asked)
+    assert not unbounded(found, Miss("p90_ttft", 0.5, None, 9.2), asked)

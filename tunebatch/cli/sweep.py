@@ -277,6 +277,6 @@ def _next(outcome: SweepOutcome, folder: Path, asked: Profile, call: dict[str, A
     else:
         knobs = "".join(f" --set {name}={value:g}" for name, value in winner.knobs.items())
         command = f"tunebatch run {winner.strategy}{knobs}{sweep_folder.same_question(call)}"
-        if asked.search.objective == "capacity" and not unbounded(winner, asked):
+        if asked.search.objective == "capacity" and not unbounded(winner, outcome.binding, asked):
             command += f" --rate {mean_capacity(winner):.3g}"
     console.print(f"next: {command}", soft_wrap=True)

@@ -116,9 +116,9 @@ def outcome_rows(outcome: SweepOutcome, asked: Profile) -> list[Row]:
     ]
 
 
-def unbounded(facts: TrialFacts, asked: Profile) -> bool:
-    """No rate was too high."""
-    if asked.search.objective != "capacity":
+def unbounded(facts: TrialFacts, missed: Miss | None, asked: Profile) -> bool:
+    """No rate was too high, neither for the search nor for the confirmation, which ``missed`` tells of."""
+    if asked.search.objective != "capacity" or missed is not None:
         return False
     return facts.met and bool(facts.rates) and all(met for _, met in facts.rates)
 
@@ -134,7 +134,7 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
         f"{best.facts.strategy}: no rate missed the SLO, so its capacity is at least what is shown: "
         "use more --time, more --requests or a tighter --slo"
         for best in outcome.best
-        if best.missed is None and unbounded(best.facts, asked)
+        if unbounded(best.facts, best.missed, asked)
     ]
     if outcome.winner is not None and not outcome.winner.confirmed:
         found.append("the winner was not confirmed on a fresh seed: give it more --time")
@@ -175,7 +175,7 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
         return f"{named}: {number(mean_capacity(best))} {_unit(asked)}"
     default_won = outcome.best_default is not None and outcome.best_default.config == best.config
     gain = None
-    if outcome.gain is not None and not default_won and not unbounded(best, asked):
+    if outcome.gain is not None and not default_won and not unbounded(best, outcome.binding, asked):
         gain = Gain(outcome.gain, *(outcome.gain_interval or (None, None)))
     line = winner_line(
         rows[shown.index(best.config)], rows, gain, inside_slo=len(asked.slo) > 0, unit=_unit(asked)
