@@ -253,6 +253,32 @@ def test_few_slots_are_what_a_sweep_and_a_comparison_are_told_with(
     assert "instead of the default" not in done.err
 
 
+def test_a_profiles_slo_is_not_for_work_that_comes_all_at_once(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = [
+        "sweep",
+        "-w",
+        "offline",
+        "--objective",
+        "throughput",
+        "--strategy",
+        "continuous",
+        "--trials",
+        "1",
+    ]
+    told = "the SLO of profile quickstart is left out"
+    done = tunebatch(*call, "-o", "a")
+    assert done.code == 0, done.err
+    assert told in done.err and json.loads(Path("a/sweep.json").read_text())["slo"] == []
+    assert tunebatch("sweep", "--resume", "a").code == 0
+    done = tunebatch(*call, "--slo", "p90_ttft<=1ms", "-o", "b")
+    assert done.code == 6 and told not in done.err
+    assert done.out.splitlines()[0] == "no configuration keeps the SLO"
+    monkeypatch.setenv("TUNEBATCH_SLO_P90_TTFT", "1ms")
+    assert tunebatch(*call, "-o", "c").code == 6
+
+
 def _with_model(fact: str) -> Callable[[pytest.MonkeyPatch], None]:
     whole = FakeExecutor.__init__
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,6 +113,14 @@ def sweep(
     asked = load_profile(call["profile"], call["flags"])
     if asked.search.objective == "capacity" and not len(asked.slo):
         raise CliError("a capacity needs an SLO: give --slo 'p90_ttft<=500ms', or --objective throughput")
+    if _has_slo_of_other_traffic(asked, call["flags"]):
+        asked = dataclasses.replace(asked, slo=type(asked.slo)(()))
+        if not (json or quiet):
+            output.stderr().print(
+                f"the SLO of profile {asked.name} is left out, as this workload comes all at once; "
+                "--slo sets one",
+                soft_wrap=True,
+            )
     if dry_run:
         from tunebatch.cli import dry_run as plan
 
@@ -223,6 +233,23 @@ def _least_duration_s(session: Session) -> float:
 
     tokens = mean(request.max_tokens for request in session.workload().requests)
     return least_duration_s(session.profile.slo, tokens)
+
+
+def _has_slo_of_other_traffic(asked: Profile, flags: dict[str, Any]) -> bool:
+    """The limits are a profile's, for traffic in whose place flags put one without arrivals: all but the
+    first requests of that would wait too long by them."""
+    from tunebatch.cli.traffic import workload_spec
+
+    workload = flags.get("workload", {})
+    if workload.get("name") is None and workload.get("trace_file") is None:
+        return False
+    if flags.get("slo") or any(name.startswith("TUNEBATCH_SLO_") for name in os.environ):
+        return False
+    if asked.search.objective != "throughput" or not len(asked.slo):
+        return False
+    spec = workload_spec(asked)
+    paced = spec.rate_per_s is not None or spec.burst_gap_s is not None
+    return spec.arrivals == "closed" or (spec.arrivals == "burst" and not paced)
 
 
 def _spec(asked: Profile) -> WorkloadSpec:

@@ -168,7 +168,7 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
     rows = outcome_rows(outcome, asked)
     best = outcome.winner
     if best is None:
-        return winner_line(None, rows)
+        return winner_line(None, rows, rates_tried=asked.search.objective == "capacity")
     shown = [row.facts.config for row in outcome.best if row.result is not None]
     if best.config not in shown:
         named = ", ".join(filter(None, [best.strategy, knobs_text(best.knobs)]))
