@@ -76,3 +76,27 @@ def test_a_rate_that_only_the_confirmation_missed_bounds_a_capacity(asked: Profi
     found = trial("static", capacity=9.0, met=True, rates=((8.0, True), (9.0, True)), confirmed=(8.5,))
     assert unbounded(found, None, asked)
     assert not unbounded(found, Miss("p90_ttft", 0.5, None, 9.2), asked)
+
+
+def found(name: str, **rest: Any) -> TrialFacts:
+    return trial(name, **{"capacity": 9.0, "met": True, "rates": ((9.0, True),), **rest})
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        (
+            {"max_batch_size": 64, "max_batched_tokens": 512},
+            ["max_batch_size 64 is the largest that was tried"],
+        ),
+        ({"max_batch_size": 32, "max_batched_tokens": 128}, ["max_batched_tokens 128 is the least that was"]),
+        ({"max_batch_size": 1, "max_batched_tokens": 512}, []),
+    ],
+)
+def test_a_winner_on_the_edge_of_what_was_searched(
+    asked: Profile, knobs: dict[str, int], told: list[str]
+) -> None:
+    winner = found("static", knobs=knobs, confirmed=(9.0,))
+    outcome = dataclasses.replace(outcome_of(winner), winner=winner)
+    edges = [line for line in caveats(outcome, asked) if "that was tried" in line]
+    assert [line.startswith(start) for line, start in zip(edges, told, strict=True)] == [True] * len(told)

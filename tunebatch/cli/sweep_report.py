@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunebatch.engine.knobs import MAX_BATCH_SIZE
 from tunebatch.measure.limits import format_duration
 from tunebatch.measure.result import to_json_dict
 from tunebatch.report.rows import Row, clock_time, duration, knobs_text, number, short_knobs
@@ -11,6 +12,7 @@ from tunebatch.report.screen import print_rows
 from tunebatch.report.sentence import Gain, winner_line
 from tunebatch.report.why import hung_up_text, reason
 from tunebatch.tune.confirm import mean_capacity
+from tunebatch.tune.space import Space
 from tunebatch.tune.trial import HUNG_UP
 
 if TYPE_CHECKING:
@@ -138,6 +140,8 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
     ]
     if outcome.winner is not None and not outcome.winner.confirmed:
         found.append("the winner was not confirmed on a fresh seed: give it more --time")
+    if outcome.winner is not None:
+        found += _on_the_edge(outcome.winner, asked)
     if (gone := hung_up_text(outcome_rows(outcome, asked))) is not None:
         found.append(gone)
     share = outcome.foreign_cpu_share
@@ -146,6 +150,24 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
             f"other programs took up to {100 * share:.0f} % of the processor during a run, so capacities may "
             "be too low: repeat it on a quiet machine"
         )
+    return found
+
+
+def _on_the_edge(winner: TrialFacts, asked: Profile) -> list[str]:
+    """Knobs that may be better still beyond what was searched; one sequence at a time is no such edge."""
+    found = []
+    for knob in Space([winner.strategy], asked.device.max_slots).knobs_of(winner.strategy):
+        value = winner.knobs[knob.name]
+        if value == knob.high:
+            more = f"tunebatch run {winner.strategy} --set {knob.name}={2 * value:g} tries more"
+            if knob.name == MAX_BATCH_SIZE.name:
+                more = (
+                    f"more batch slots, as with TUNEBATCH_DEVICE_MAX_SLOTS={2 * value:g}, let more be tried"
+                )
+            found.append(f"{knob.name} {value:g} is the largest that was tried: {more}")
+        elif value == knob.low > 1 or (value == knob.low and not knob.integer):
+            less = f"tunebatch run {winner.strategy} --set {knob.name}={value / 2:g} tries less"
+            found.append(f"{knob.name} {value:g} is the least that was tried: {less}")
     return found
 
 

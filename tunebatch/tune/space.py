@@ -64,6 +64,10 @@ class Space:
             found[_PREFIX + name] = FloatDistribution(low, high)
         return found
 
+    def knobs_of(self, name: str) -> tuple[Knob, ...]:
+        """The knobs of a strategy with the ranges that are searched."""
+        return self._knobs[name]
+
     def to_strategy(self, params: Mapping[str, Any]) -> Strategy:
         """The strategy that parameters stand for: whole numbers rounded, knobs within their own range.
 
