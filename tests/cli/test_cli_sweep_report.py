@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from tunebatch.cli.sweep_report import caveats, outcome_json, print_outcome, unbounded
+from tunebatch.measure.result import RunResult, read_result
 from tunebatch.profile import Profile, load_profile
 from tunebatch.tune.facts import Miss, SweepOutcome, TableRow, TrialFacts
 
@@ -78,8 +79,33 @@ def test_a_rate_that_only_the_confirmation_missed_bounds_a_capacity(asked: Profi
     assert not unbounded(found, Miss("p90_ttft", 0.5, None, 9.2), asked)
 
 
+def shown(asked: Profile, outcome: SweepOutcome) -> str:
+    console = Console(file=io.StringIO(), width=150)
+    print_outcome(outcome, asked, console, quiet=False, ascii_only=True)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
 def found(name: str, **rest: Any) -> TrialFacts:
     return trial(name, **{"capacity": 9.0, "met": True, "rates": ((9.0, True),), **rest})
+
+
+@pytest.fixture
+def run_result(tunebatch: Any) -> RunResult:
+    assert tunebatch("run", "static", "-o", "run").code == 0
+    return read_result("run")
+
+
+def test_what_was_not_measured_again_is_marked(asked: Profile, run_result: RunResult) -> None:
+    first = found("sequential", confirmed=(9.0,))
+    for second, starred in ((found("static"), True), (found("static", confirmed=(9.0,)), False)):
+        rows = [TableRow(first, run_result), TableRow(second, run_result)]
+        outcome = dataclasses.replace(outcome_of(first, second), best=rows)
+        text = shown(asked, outcome)
+        assert ("9.00*" in text) is ("* on the seed of the search only" in text) is starred
+        told = outcome_json(outcome, asked)["best"]
+        assert [row["confirmed"] for row in told] == [True, not starred]
+    rows = [TableRow(found("static"), run_result)]
+    assert "*" not in shown(asked, dataclasses.replace(outcome_of(found("static")), best=rows))
 
 
 @pytest.mark.parametrize(

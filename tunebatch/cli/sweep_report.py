@@ -106,12 +106,14 @@ def _missed(miss: Miss | None) -> str:
 
 def outcome_rows(outcome: SweepOutcome, asked: Profile) -> list[Row]:
     """A row for each strategy that has a run to show."""
+    confirmed = any(best.facts.confirmed for best in outcome.best)
     return [
         Row(
             best.result,
             _rate(best.facts, asked),
             best.facts.origin != "default",
             beyond=_missed(best.missed) if best.missed is not None else "",
+            unconfirmed=confirmed and not best.facts.confirmed and best.facts.capacity > 0.0,
         )
         for best in outcome.best
         if best.result is not None
@@ -294,6 +296,7 @@ def outcome_json(outcome: SweepOutcome, asked: Profile) -> dict[str, Any]:
         "best": [
             {
                 "facts": trial(row.facts),
+                "confirmed": bool(row.facts.confirmed),
                 "result": None if row.result is None else to_json_dict(row.result),
             }
             for row in outcome.best
