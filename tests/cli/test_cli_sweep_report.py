@@ -6,15 +6,16 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from tunebatch.cli.sweep_report import caveats, outcome_json, print_outcome, unbounded
+from tunebatch.cli.sweep_report import Watcher, caveats, outcome_json, print_outcome, unbounded
 from tunebatch.measure.result import RunResult, read_result
-from tunebatch.profile import Profile, load_profile
-from tunebatch.tune.facts import Miss, SweepOutcome, TableRow, TrialFacts
+from tunebatch.profile import Profile, WorkloadSection, load_profile
+from tunebatch.tune.facts import Miss, SweepEvent, SweepOutcome, TableRow, TrialFacts
 
 UNMEASURED = "static: the time was up before it was measured: give it more --time"
 
@@ -106,6 +107,31 @@ def test_what_was_not_measured_again_is_marked(asked: Profile, run_result: RunRe
         assert [row["confirmed"] for row in told] == [True, not starred]
     rows = [TableRow(found("static"), run_result)]
     assert "*" not in shown(asked, dataclasses.replace(outcome_of(found("static")), best=rows))
+
+
+def test_a_trace_is_repeated_and_not_drawn_afresh(asked: Profile) -> None:
+    recorded = dataclasses.replace(asked, workload=WorkloadSection(trace_file="t.csv"))
+    paced = dataclasses.replace(asked, workload=WorkloadSection(trace_file="t.csv", arrivals="poisson"))
+    winner = found("sequential", confirmed=(9.0, 8.0))
+    unsure = dataclasses.replace(outcome_of(found("sequential")), winner=found("sequential"))
+    outcome = dataclasses.replace(outcome_of(winner), winner=winner)
+    lines: list[Any] = []
+    event = SweepEvent(
+        phase="confirm",
+        trial=1,
+        total=1,
+        chosen=winner.chosen,
+        best=None,
+        elapsed_s=1.0,
+        left_s=None,
+        done=winner,
+    )
+    for profile, fresh in ((recorded, False), (paced, True), (asked, True)):
+        lines.clear()
+        Watcher(SimpleNamespace(live=False, note=lines.append), profile)(event)  # type: ignore[arg-type]
+        told = [shown(profile, outcome), lines[-1], *caveats(unsure, profile)[-1:]]
+        assert all(("fresh seed" in text) is fresh for text in told)
+        assert all(("repeated on the same trace" in text) is not fresh for text in told)
 
 
 @pytest.mark.parametrize(

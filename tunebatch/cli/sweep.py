@@ -182,7 +182,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             confirm_top=search.confirm,
             max_slots=asked.device.max_slots,
             identity=_identity(session),
-            on_event=sweep_report.Watcher(progress, "req/s" if search.objective == "capacity" else "tok/s"),
+            on_event=sweep_report.Watcher(progress, asked),
             write_winner=keep,
         )
     if not outcome.trials:

@@ -35,9 +35,10 @@ _NOISY = 0.1  # of the processor used by others
 class Watcher:
     """Turns the sweep's events into progress: a line per finished trial, and on a terminal what goes on."""
 
-    def __init__(self, progress: Progress, unit: str) -> None:
+    def __init__(self, progress: Progress, asked: Profile) -> None:
         self._progress = progress
-        self._unit = unit
+        self._asked = asked
+        self._unit = _unit(asked)
         self._phase = ""
 
     def __call__(self, event: SweepEvent) -> None:
@@ -48,7 +49,7 @@ class Watcher:
         if event.error is not None:
             self._progress.note(f"{_trial(event)}failed: {event.error}")
         elif event.done is not None:
-            self._progress.note(f"{_trial(event)}{_found(event.done, self._unit)}")
+            self._progress.note(f"{_trial(event)}{_found(event.done, self._asked)}")
         elif self._progress.live:
             self._progress.status(*self._lines(event))
 
@@ -77,11 +78,18 @@ def _short(trial: TrialFacts) -> str:
     return f"{trial.strategy}  {short_knobs(trial.knobs)}".rstrip()
 
 
-def _found(trial: TrialFacts, unit: str) -> str:
+def is_recorded(asked: Profile) -> bool:
+    """The traffic is a trace with its own arrivals, which another seed leaves as they are."""
+    return asked.workload.trace_file is not None and asked.workload.arrivals in (None, "trace")
+
+
+def _found(trial: TrialFacts, asked: Profile) -> str:
+    unit = _unit(asked)
     if trial.oom:
         return f"out of {trial.binding}"
     if trial.confirmed:
-        return f"{number(trial.confirmed[-1])} {unit} on fresh seed {len(trial.confirmed)}"
+        again = "repeated on the same trace" if is_recorded(asked) else "on fresh seed"
+        return f"{number(trial.confirmed[-1])} {unit} {again} {len(trial.confirmed)}"
     if not trial.met:
         return _missed(trial.missed)
     if trial.coarse:
@@ -141,7 +149,8 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
         if unbounded(best.facts, best.missed, asked)
     ]
     if outcome.winner is not None and not outcome.winner.confirmed:
-        found.append("the winner was not confirmed on a fresh seed: give it more --time")
+        done = "repeated on the same trace" if is_recorded(asked) else "confirmed on a fresh seed"
+        found.append(f"the winner was not {done}: give it more --time")
     if outcome.winner is not None:
         found += _on_the_edge(outcome.winner, asked)
     if (gone := hung_up_text(outcome_rows(outcome, asked))) is not None:
@@ -235,7 +244,7 @@ def print_outcome(
         console.print(line)
     for best in outcome.best:
         if best.result is None:
-            console.print(f"{best.facts.strategy}: {_found(best.facts, _unit(asked))}")
+            console.print(f"{best.facts.strategy}: {_found(best.facts, asked)}")
     if not quiet:
         console.print()
         for told in (*conclusions(outcome, asked), *_effort(outcome, asked)):
@@ -264,7 +273,11 @@ def conclusions(outcome: SweepOutcome, asked: Profile) -> list[str]:
 
 def _effort(outcome: SweepOutcome, asked: Profile) -> list[str]:
     repeats = len(outcome.winner.confirmed) if outcome.winner is not None else 0
-    on = f", the winner confirmed on {repeats} fresh seed{'s' if repeats != 1 else ''}" if repeats else ""
+    many = "s" if repeats != 1 else ""
+    how = f"confirmed on {repeats} fresh seed{many}"
+    if is_recorded(asked):
+        how = f"repeated on the same trace {repeats} time{many}"
+    on = f", the winner {how}" if repeats else ""
     slo = f" inside {', '.join(asked.slo.texts())}" if len(asked.slo) else ""
     return [f"{len(outcome.trials)} configurations{slo} in {clock_time(outcome.elapsed_s)}{on}"]
 
