@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cli_fake import FakeExecutor
 
+from tunebatch.cli import dry_run
 from tunebatch.cli.main import run_command
 from tunebatch.cli.session import Session
 from tunebatch.measure import environment, result
@@ -111,6 +112,48 @@ def test_a_dry_run_measures_nothing(tunebatch: Any, fake_model: list[str]) -> No
     assert "predicted: one run of the workload takes: sequential " in done.out
     assert "no configuration was measured" in done.out
     assert "same tokens" not in fake_model and not Path("results").exists()
+
+
+def _plan(tunebatch: Any, monkeypatch: pytest.MonkeyPatch, rate: float, *arguments: str) -> tuple[str, Any]:
+    monkeypatch.setattr(dry_run, "_predicted_rate", lambda session, chosen: rate)
+    call = ["sweep", "--dry-run", "--strategy", "static", *arguments]
+    return tunebatch(*call).out, json.loads(tunebatch(*call, "--json").out)
+
+
+def test_a_prediction_is_of_runs_as_long_as_a_capacity_needs(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slo = ["--slo", "p90_ttft<=1s"]  # 20 s at least
+    text, plan = _plan(tunebatch, monkeypatch, 50.0, *slo)
+    assert plan["predicted_run_s"] == {"static": 20.0}
+    assert plan["predicted_run_requests"] == {"static": 1000}
+    assert "it lasts 20 s at least, which takes requests: static 1,000" in text
+    text, plan = _plan(tunebatch, monkeypatch, 2.0, *slo)
+    assert plan["predicted_run_requests"] == {"static": 70} and "at least" not in text
+    _, plan = _plan(tunebatch, monkeypatch, 50.0, *slo, "--objective", "throughput")
+    assert plan["predicted_run_requests"] == {"static": 70}
+
+
+@pytest.mark.parametrize(
+    ("rate", "requests", "fewer"), [(1.0, "64", False), (1.0, "100", True), (50.0, "100", False)]
+)
+def test_fewer_requests_are_advised_only_where_they_help_and_do(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, rate: float, requests: str, fewer: bool
+) -> None:
+    slo = ["--slo", "p90_ttft<=1s", "--time", "10s"]
+    text, _ = _plan(tunebatch, monkeypatch, rate, *slo, "-n", requests)
+    assert "more than there is" in text and ("fewer --requests" in text) is fewer
+
+
+def test_the_shipped_profiles_have_the_time_that_they_ask_for(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for profile, rates in (("quickstart", (5.0, 44.0)), ("chat-p99", (2.3, 12.7))):
+        found = iter((rates[0], *[rates[1]] * 3))  # as on two CPU cores
+        monkeypatch.setattr(dry_run, "_predicted_rate", lambda *_, found=found: next(found))
+        done = tunebatch("sweep", "--dry-run", "-p", profile)
+        assert "the defaults and the confirmation take about" in done.out, done.err
+        assert "more than there is" not in done.out
 
 
 def test_ctrl_c_is_130(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,8 @@ def sweep(
     if dry_run:
         from tunebatch.cli import dry_run as plan
 
-        return plan.dry_run(asked, _open(asked, _spec(asked)), json)
+        session = _open(asked, _spec(asked))
+        return plan.dry_run(asked, session, _least_duration_s(session), json)
     folder = resume or output.results_folder("sweep", out)
     if resume is None and sweep_folder.begun(folder):
         raise CliError(
