@@ -13,7 +13,7 @@ import transformers
 
 from tunebatch import bench
 from tunebatch.engine.clock import ReplayClock
-from tunebatch.engine.records import RequestRecord
+from tunebatch.engine.records import EndReason, RequestRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import STRATEGIES, strategy
 from tunebatch.execute.torch.executor import TorchExecutor
@@ -130,8 +130,11 @@ def test_requests_that_still_wait_past_the_limit_end_a_run() -> None:
     assert watcher.should_stop(1.55) and watcher.missed is not None
 
 
-def test_requests_that_may_hang_up_are_never_overdue() -> None:
+def test_who_hangs_up_before_the_first_token_has_missed_it() -> None:
     watcher = bench.SloWatcher(parse_slo(["p50_ttft<=1s"]), num_requests=4)
     for i in range(4):
-        watcher.arrived(Request(i, (5,), 4, cancel_at_s=9.0))
-    assert not watcher.should_stop(5.0)
+        watcher.arrived(Request(i, (5,), 4, cancel_at_s=0.5 if i < 2 else 9.0))
+    for i in range(2):
+        watcher.ended(RequestRecord(i, 0.0, 1, 4, end_s=0.5, end_reason=EndReason.CANCELLED), 0.5)
+    assert not watcher.should_stop(0.9)
+    assert watcher.should_stop(1.1)  # the others wait too long, whether they hang up or not

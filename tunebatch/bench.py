@@ -13,7 +13,7 @@ from tunebatch.engine.clock import Clock, ReplayClock
 from tunebatch.engine.engine import Engine, RequestSource
 from tunebatch.engine.plan import Executor
 from tunebatch.engine.queues import why_never_fits
-from tunebatch.engine.records import RequestRecord, RunRecord
+from tunebatch.engine.records import EndReason, RequestRecord, RunRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.environment import CpuTelemetry, environment
@@ -129,8 +129,7 @@ class SloWatcher:
         self.missed: Limit | None = None
 
     def arrived(self, request: Request) -> None:
-        # Who may hang up before the first token counts for nothing then.
-        if self._patience_s is not None and request.cancel_at_s is None:
+        if self._patience_s is not None:
             self._arrived.append((request.arrival_s, request.id))
             self._waiting.add(request.id)
 
@@ -144,6 +143,10 @@ class SloWatcher:
         self._overdue.discard(record.id)
         if record.completed:
             self._early_stop.observe_end(tpot_s(record), record.end_s - record.arrival_s)
+        elif record.end_reason is EndReason.CANCELLED and record.token_times_s:
+            self._early_stop.observe_end(tpot_s(record), None)
+        elif record.end_reason is EndReason.CANCELLED:
+            self._early_stop.observe_hung_up()
 
     def should_stop(self, now: float) -> bool:
         if self._patience_s is not None:

@@ -7,15 +7,18 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_fake import FakeExecutor
 
+from tunebatch.cli import dry_run
 from tunebatch.cli.main import run_command
 from tunebatch.cli.session import Session
 from tunebatch.engine.strategies import STRATEGIES
-from tunebatch.measure import result
+from tunebatch.measure import environment, result
 
 # A run per configuration, which any machine calls good enough.
 QUICK_SWEEP = [
@@ -110,6 +113,48 @@ def test_a_dry_run_measures_nothing(tunebatch: Any, fake_model: list[str]) -> No
     assert "predicted: one run of the workload takes: sequential " in done.out
     assert "no configuration was measured" in done.out
     assert "same tokens" not in fake_model and not Path("results").exists()
+
+
+def _plan(tunebatch: Any, monkeypatch: pytest.MonkeyPatch, rate: float, *arguments: str) -> tuple[str, Any]:
+    monkeypatch.setattr(dry_run, "_predicted_rate", lambda session, chosen: rate)
+    call = ["sweep", "--dry-run", "--strategy", "static", *arguments]
+    return tunebatch(*call).out, json.loads(tunebatch(*call, "--json").out)
+
+
+def test_a_prediction_is_of_runs_as_long_as_a_capacity_needs(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slo = ["--slo", "p90_ttft<=1s"]  # 20 s at least
+    text, plan = _plan(tunebatch, monkeypatch, 50.0, *slo)
+    assert plan["predicted_run_s"] == {"static": 20.0}
+    assert plan["predicted_run_requests"] == {"static": 1000}
+    assert "it lasts 20 s at least, which takes requests: static 1,000" in text
+    text, plan = _plan(tunebatch, monkeypatch, 2.0, *slo)
+    assert plan["predicted_run_requests"] == {"static": 70} and "at least" not in text
+    _, plan = _plan(tunebatch, monkeypatch, 50.0, *slo, "--objective", "throughput")
+    assert plan["predicted_run_requests"] == {"static": 70}
+
+
+@pytest.mark.parametrize(
+    ("rate", "requests", "fewer"), [(1.0, "64", False), (1.0, "100", True), (50.0, "100", False)]
+)
+def test_fewer_requests_are_advised_only_where_they_help_and_do(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, rate: float, requests: str, fewer: bool
+) -> None:
+    slo = ["--slo", "p90_ttft<=1s", "--time", "10s"]
+    text, _ = _plan(tunebatch, monkeypatch, rate, *slo, "-n", requests)
+    assert "more than there is" in text and ("fewer --requests" in text) is fewer
+
+
+def test_the_shipped_profiles_have_the_time_that_they_ask_for(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for profile, rates in (("quickstart", (5.0, 44.0)), ("chat-p99", (2.3, 12.7))):
+        found = iter((rates[0], *[rates[1]] * 3))  # as on two CPU cores
+        monkeypatch.setattr(dry_run, "_predicted_rate", lambda *_, found=found: next(found))
+        done = tunebatch("sweep", "--dry-run", "-p", profile)
+        assert "the defaults and the confirmation take about" in done.out, done.err
+        assert "more than there is" not in done.out
 
 
 def test_ctrl_c_is_130(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +279,83 @@ def test_saved_results_are_told_apart_by_their_folders(tunebatch: Any) -> None:
     done = tunebatch("compare", "before", "after/result.json")
     assert done.code == 0, done.err
     assert "static (before)" in done.out and "static (after)" in done.out
+
+
+def test_few_slots_are_what_a_sweep_and_a_comparison_are_told_with(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEBATCH_DEVICE_MAX_SLOTS", "4")
+    done = tunebatch(*QUICK_SWEEP, "-o", "swept")
+    assert done.code == 0, done.err
+    trials = json.loads(Path("swept/sweep.json").read_text())["trials"]
+    assert max(trial["knobs"]["max_batch_size"] for trial in trials) == 4
+    done = tunebatch("compare", "--strategy", "static", "--strategy", "sequential", "-o", "compared")
+    assert done.code == 0, done.err
+    assert "batch 4," in done.out
+    assert "max_batch_size 4 instead of the default, as there are 4 batch slots" in done.err
+    done = tunebatch("compare", "--strategy", "sequential", "-o", "alone")
+    assert "instead of the default" not in done.err
+
+
+def test_a_profiles_slo_is_not_for_work_that_comes_all_at_once(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = [
+        "sweep",
+        "-w",
+        "offline",
+        "--objective",
+        "throughput",
+        "--strategy",
+        "continuous",
+        "--trials",
+        "1",
+    ]
+    told = "the SLO of profile quickstart is left out"
+    done = tunebatch(*call, "-o", "a")
+    assert done.code == 0, done.err
+    assert told in done.err and json.loads(Path("a/sweep.json").read_text())["slo"] == []
+    assert tunebatch("sweep", "--resume", "a").code == 0
+    done = tunebatch(*call, "--slo", "p90_ttft<=1ms", "-o", "b")
+    assert done.code == 6 and told not in done.err
+    assert done.out.splitlines()[0] == "no configuration keeps the SLO"
+    monkeypatch.setenv("TUNEBATCH_SLO_P90_TTFT", "1ms")
+    assert tunebatch(*call, "-o", "c").code == 6
+
+
+def _with_model(fact: str) -> Callable[[pytest.MonkeyPatch], None]:
+    whole = FakeExecutor.__init__
+
+    def init(self: FakeExecutor) -> None:
+        whole(self)
+        self.model_info[fact] = "another"
+
+    return lambda patch: patch.setattr(FakeExecutor, "__init__", init)
+
+
+def _with_machine(fact: str) -> Callable[[pytest.MonkeyPatch], None]:
+    facts = {**environment.environment(), fact: "another"}
+    return lambda patch: patch.setattr(environment, "environment", lambda: facts)
+
+
+def _with_device(fact: str) -> Callable[[pytest.MonkeyPatch], None]:
+    return lambda patch: patch.setenv(f"TUNEBATCH_DEVICE_{fact.upper()}", "32")
+
+
+OTHERWISE = {
+    **{name: _with_model(name) for name in ("dtype", "device", "attention_backend", "forward")},
+    **{name: _with_machine(name) for name in ("torch", "cpu", "gpu")},
+    **{name: _with_device(name) for name in ("block_size", "num_blocks", "max_slots")},
+}
+
+
+def test_a_sweep_does_not_go_on_under_other_conditions(tunebatch: Any) -> None:
+    assert tunebatch(*QUICK_SWEEP, "-o", "here").code == 0
+    for name, changed in OTHERWISE.items():
+        with pytest.MonkeyPatch.context() as patch:
+            changed(patch)
+            done = tunebatch("sweep", "--resume", "here")
+        assert done.code == 2, name
+        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert f"here holds a sweep with {name} = " in line
+    assert tunebatch("sweep", "--resume", "here").code == 0

@@ -6,14 +6,16 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from tunebatch.cli.sweep_report import caveats, outcome_json, print_outcome
-from tunebatch.profile import Profile, load_profile
-from tunebatch.tune.facts import SweepOutcome, TableRow, TrialFacts
+from tunebatch.cli.sweep_report import Watcher, caveats, outcome_json, print_outcome, unbounded
+from tunebatch.measure.result import RunResult, read_result
+from tunebatch.profile import Profile, WorkloadSection, load_profile
+from tunebatch.tune.facts import Miss, SweepEvent, SweepOutcome, TableRow, TrialFacts
 
 UNMEASURED = "static: the time was up before it was measured: give it more --time"
 
@@ -70,3 +72,83 @@ def test_a_random_trial_does_not_use_up_the_search(asked: Profile) -> None:
     few = dataclasses.replace(asked, search=asked.search.model_copy(update={"trials": 2}))
     outcome = outcome_of(trial("sequential"), trial("sequential", origin="random"))
     assert caveats(outcome, few) == [UNMEASURED]
+
+
+def test_a_rate_that_only_the_confirmation_missed_bounds_a_capacity(asked: Profile) -> None:
+    found = trial("static", capacity=9.0, met=True, rates=((8.0, True), (9.0, True)), confirmed=(8.5,))
+    assert unbounded(found, None, asked)
+    assert not unbounded(found, Miss("p90_ttft", 0.5, None, 9.2), asked)
+
+
+def shown(asked: Profile, outcome: SweepOutcome) -> str:
+    console = Console(file=io.StringIO(), width=150)
+    print_outcome(outcome, asked, console, quiet=False, ascii_only=True)
+    return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def found(name: str, **rest: Any) -> TrialFacts:
+    return trial(name, **{"capacity": 9.0, "met": True, "rates": ((9.0, True),), **rest})
+
+
+@pytest.fixture
+def run_result(tunebatch: Any) -> RunResult:
+    assert tunebatch("run", "static", "-o", "run").code == 0
+    return read_result("run")
+
+
+def test_what_was_not_measured_again_is_marked(asked: Profile, run_result: RunResult) -> None:
+    first = found("sequential", confirmed=(9.0,))
+    for second, starred in ((found("static"), True), (found("static", confirmed=(9.0,)), False)):
+        rows = [TableRow(first, run_result), TableRow(second, run_result)]
+        outcome = dataclasses.replace(outcome_of(first, second), best=rows)
+        text = shown(asked, outcome)
+        assert ("9.00*" in text) is ("* on the seed of the search only" in text) is starred
+        told = outcome_json(outcome, asked)["best"]
+        assert [row["confirmed"] for row in told] == [True, not starred]
+    rows = [TableRow(found("static"), run_result)]
+    assert "*" not in shown(asked, dataclasses.replace(outcome_of(found("static")), best=rows))
+
+
+def test_a_trace_is_repeated_and_not_drawn_afresh(asked: Profile) -> None:
+    recorded = dataclasses.replace(asked, workload=WorkloadSection(trace_file="t.csv"))
+    paced = dataclasses.replace(asked, workload=WorkloadSection(trace_file="t.csv", arrivals="poisson"))
+    winner = found("sequential", confirmed=(9.0, 8.0))
+    unsure = dataclasses.replace(outcome_of(found("sequential")), winner=found("sequential"))
+    outcome = dataclasses.replace(outcome_of(winner), winner=winner)
+    lines: list[Any] = []
+    event = SweepEvent(
+        phase="confirm",
+        trial=1,
+        total=1,
+        chosen=winner.chosen,
+        best=None,
+        elapsed_s=1.0,
+        left_s=None,
+        done=winner,
+    )
+    for profile, fresh in ((recorded, False), (paced, True), (asked, True)):
+        lines.clear()
+        Watcher(SimpleNamespace(live=False, note=lines.append), profile)(event)  # type: ignore[arg-type]
+        told = [shown(profile, outcome), lines[-1], *caveats(unsure, profile)[-1:]]
+        assert all(("fresh seed" in text) is fresh for text in told)
+        assert all(("repeated on the same trace" in text) is not fresh for text in told)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        (
+            {"max_batch_size": 64, "max_batched_tokens": 512},
+            ["max_batch_size 64 is the largest that was tried"],
+        ),
+        ({"max_batch_size": 32, "max_batched_tokens": 128}, ["max_batched_tokens 128 is the least that was"]),
+        ({"max_batch_size": 1, "max_batched_tokens": 512}, []),
+    ],
+)
+def test_a_winner_on_the_edge_of_what_was_searched(
+    asked: Profile, knobs: dict[str, int], told: list[str]
+) -> None:
+    winner = found("static", knobs=knobs, confirmed=(9.0,))
+    outcome = dataclasses.replace(outcome_of(winner), winner=winner)
+    edges = [line for line in caveats(outcome, asked) if "that was tried" in line]
+    assert [line.startswith(start) for line, start in zip(edges, told, strict=True)] == [True] * len(told)

@@ -77,3 +77,23 @@ def test_another_format_than_the_workload_is_refused(tunebatch: Any, trace: str)
     assert done.code == 2 and "both name = 'azure' and trace_format = 'jsonl'" in done.err
     done = tunebatch("run", "-w", "chat", "--trace-file", trace)
     assert done.code == 2 and "name the trace's format: azure, jsonl" in done.err
+
+
+def test_clients_that_hang_up_are_told_and_end_no_sweep(tunebatch: Any) -> None:
+    rows = [
+        json.dumps(
+            {"arrival_s": n / 100, "prompt_tokens": 50, "output_tokens": 40, "cancel_at_s": n / 100 + 0.6}
+        )
+        for n in range(70)
+    ]
+    Path("hasty.jsonl").write_text("\n".join(rows))
+    limits = ["--slo", "p90_ttft<=2s", "--slo", "p90_tpot<=1s"]
+    call = ["--trace-file", "hasty.jsonl", *limits]
+    done = tunebatch("run", "sequential", *call, "-o", "run")
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if line.startswith("caution: ")]
+    assert line.startswith("caution: clients hung up: sequential ") and "before their first token)" in line
+    assert "caution: clients hung up: sequential" in tunebatch("compare", "run", "run").out
+    done = tunebatch("sweep", *call, "--strategy", "sequential", "--start-rate", "9", "-o", "swept")
+    assert done.code == 0, done.err
+    assert "hung up" in done.out

@@ -47,7 +47,7 @@ def test_latencies() -> None:
         3,
         pytest.approx(5 / 3),
     )  # 1, 3, and 1 of a cancelled one
-    assert (metrics.tpot.count, metrics.tpot.mean_s) == (1, 1.0)
+    assert (metrics.tpot.count, metrics.tpot.mean_s) == (2, 0.75)  # 1, and 0.5 of a cancelled one
     assert (metrics.e2e.count, metrics.e2e.mean_s) == (2, 3.0)
     assert (metrics.itl.count, metrics.itl.min_s, metrics.itl.max_s) == (3, 0.5, 1.5)
     assert metrics.itl.std_s == pytest.approx(np.std([0.5, 1.5, 0.5]))
@@ -92,7 +92,8 @@ def test_arrays_agree_with_one_request_at_a_time(records: list[RequestRecord]) -
     slo = parse_slo(["p50_ttft<=1s", "mean_tpot<=800ms", "max_itl<=1200ms", "p99_e2e<=3s"])
     metrics = summarize(run(records), slo)
     ttft = [v for r in records if (v := latency.ttft_s(r)) is not None]
-    tpot = [v for r in records if r.completed and (v := latency.tpot_s(r)) is not None]
+    ended = [r for r in records if r.completed or r.end_reason is EndReason.CANCELLED]
+    tpot = [v for r in ended if (v := latency.tpot_s(r)) is not None]
     e2e = [v for r in records if r.completed and (v := latency.e2e_s(r)) is not None]
     itl = [b - a for r in records for a, b in zip(r.token_times_s, r.token_times_s[1:], strict=False)]
     for found, values in ((metrics.ttft, ttft), (metrics.tpot, tpot), (metrics.e2e, e2e), (metrics.itl, itl)):
@@ -104,6 +105,18 @@ def test_arrays_agree_with_one_request_at_a_time(records: list[RequestRecord]) -
     assert metrics.request_goodput is not None
     assert metrics.request_goodput * metrics.duration_s == pytest.approx(good if metrics.duration_s else 0)
     assert metrics.completed + metrics.cancelled + metrics.rejected + metrics.unfinished == len(records)
+
+
+def test_who_hung_up_waited_at_least_so_long() -> None:
+    served = [request(i, float(i), [i + 0.1]) for i in range(10)]
+    gone = [request(i, float(i), [], reason=EndReason.CANCELLED, end_s=i + 2.0) for i in range(10, 20)]
+    metrics = summarize(run([*served, *gone]), parse_slo(["p50_ttft<=1s", "max_ttft<=3s"]))
+    assert (metrics.cancelled, metrics.hung_up, metrics.ttft.count) == (10, 10, 10)
+    assert metrics.ttft_growth_s == pytest.approx(1.9)
+    assert metrics.judged_ttft is not None and metrics.judged_ttft.count == 20
+    # Longer than every limit, though they did not wait for it.
+    assert metrics.judged_ttft.max_s == math.nextafter(3.0, 4.0)
+    assert summarize(run(served), parse_slo(["p50_ttft<=1s"])).judged_ttft is None
 
 
 def test_vllm_keys() -> None:

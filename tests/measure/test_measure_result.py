@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -101,6 +102,14 @@ def test_write_and_read(tmp_path: Path) -> None:
         rows = list(csv.reader(file))
     assert tuple(rows[0]) == STEP_COLUMNS
     assert rows[1] == ["0.0", "0.5", "1", "10", "0", "0", "1", "1", "3", "0", "0"]
+
+
+def test_a_result_without_records_keeps_only_its_own(tmp_path: Path) -> None:
+    write_result(example(), tmp_path)
+    write_result(read_result(tmp_path), tmp_path)  # the same run, recalled
+    assert sorted(os.listdir(tmp_path)) == ["requests.csv", "result.json", "steps.csv"]
+    write_result(dataclasses.replace(result_of([]), record=None), tmp_path)
+    assert os.listdir(tmp_path) == ["result.json"]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

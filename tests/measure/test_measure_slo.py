@@ -113,7 +113,29 @@ def test_a_latency_of_zero_has_a_finite_margin() -> None:
 )
 def test_lost_requests_break_the_slo(reason: EndReason, met: bool) -> None:
     records = [request(i, 0.0, [1.0]) for i in range(11)] + [request(11, 0.0, [], reason=reason)]
-    assert check(summarize(run(records)), parse_slo(["p50_ttft<=2s"])).met is met
+    slo = parse_slo(["p50_ttft<=2s"])
+    assert check(summarize(run(records), slo), slo).met is met
+    without_ttft = parse_slo(["p50_e2e<=2s"])
+    verdict = check(summarize(run(records), without_ttft), without_ttft)
+    assert (verdict.met, verdict.lost) == (False, 1)
+
+
+@pytest.mark.parametrize(("num_gone", "status"), [(6, "pass"), (7, "pass"), (9, "miss")])
+def test_who_hung_up_before_the_first_token_missed_the_ttft(num_gone: int, status: str) -> None:
+    served = [request(i, 0.0, [0.1, 0.2]) for i in range(77 - num_gone)]
+    gone = [request(100 + i, 0.0, [], reason=EndReason.CANCELLED, end_s=0.3) for i in range(num_gone)]
+    slo = parse_slo(["p90_ttft<=500ms", "p90_tpot<=1s"])
+    verdict = check(summarize(run([*served, *gone]), slo), slo)
+    ttft, tpot = verdict.limits
+    assert (ttft.status, ttft.count, tpot.count) == (status, 77, 77 - num_gone)
+    assert (ttft.observed_s is None) is (status == "miss") and verdict.lost == 0
+
+
+def test_who_hung_up_later_counts_with_what_it_got() -> None:
+    records = [request(i, 0.0, [0.1, 1.1], reason=EndReason.CANCELLED) for i in range(11)]
+    slo = parse_slo(["p50_ttft<=500ms", "p50_tpot<=500ms", "p50_e2e<=9s"])
+    ttft, tpot, e2e = check(summarize(run(records), slo), slo).limits
+    assert [one.status for one in (ttft, tpot, e2e)] == ["pass", "miss", "not enough evidence"]
 
 
 def test_a_request_meets_its_limits() -> None:
@@ -155,8 +177,9 @@ LIMITS = st.lists(
     max_size=4,
     unique_by=lambda limit: limit.name,
 )
+ENDS = st.sampled_from(["completed", "cut short", "hung up"])
 REQUESTS = st.lists(
-    st.tuples(st.floats(0.0, 2.0), st.none() | st.floats(0.0, 2.0), st.booleans()), min_size=1, max_size=60
+    st.tuples(st.floats(0.0, 2.0), st.none() | st.floats(0.0, 2.0), ENDS), min_size=1, max_size=60
 )
 
 
@@ -165,17 +188,19 @@ def test_a_stopped_run_would_have_missed(limits, served, data) -> None:  # type:
     stop = EarlyStop(Slo(tuple(limits)), len(served))
     cut = data.draw(st.integers(0, len(served)))
     largest = max((limit.limit_s for limit in limits if limit.metric == "ttft"), default=math.inf)
-    for ttft, tpot, cancelled in served[:cut]:
+    for ttft, tpot, end in served[:cut]:
+        if end == "hung up":
+            stop.observe_hung_up()
+            continue
         stop.observe_first_token(ttft)
-        if not cancelled:
-            stop.observe_end(tpot, ttft + (tpot or 0.0))
+        stop.observe_end(tpot, ttft + (tpot or 0.0) if end == "completed" else None)
     missed = stop.certain_miss(num_overdue=sum(ttft > largest for ttft, _, _ in served[cut:]))
     if missed is None:
         return
     values = {
-        "ttft": [ttft for ttft, _, _ in served],
-        "tpot": [tpot for _, tpot, cancelled in served if tpot is not None and not cancelled],
-        "e2e": [ttft + (tpot or 0.0) for ttft, tpot, cancelled in served if not cancelled],
+        "ttft": [99.0 if end == "hung up" else ttft for ttft, _, end in served],
+        "tpot": [tpot for _, tpot, end in served if tpot is not None and end != "hung up"],
+        "e2e": [ttft + (tpot or 0.0) for ttft, tpot, end in served if end == "completed"],
     }[missed.metric]
     assert percentile(values, QUANTILES.get(missed.statistic, 1.0)) > missed.limit_s
 

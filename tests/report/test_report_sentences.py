@@ -11,7 +11,7 @@ from rich.console import Console
 from tunebatch.engine.strategies import STRATEGIES, strategy
 from tunebatch.report.rows import duration, number, short_knobs
 from tunebatch.report.sentence import Gain, fastest_line, winner_line
-from tunebatch.report.why import samples_problem, why_table
+from tunebatch.report.why import LEGEND, samples_problem, why_table
 
 
 def test_short_knobs_are_words_that_fit_the_column_of_a_sweep() -> None:
@@ -51,6 +51,10 @@ def test_nothing_feasible(make_row: Any) -> None:
 def test_static_is_no_multiple_of_itself(make_row: Any) -> None:
     row = make_row("static", 3.0)
     assert "x static" not in winner_line(row, [row]) and "x static" not in fastest_line([row], "req/s")
+
+
+def test_slots_are_empty_behind_a_prefill_too() -> None:
+    assert "held, but computing nothing in a step: ended, or waiting behind a prefill" in LEGEND
 
 
 def why(row: Any) -> str:

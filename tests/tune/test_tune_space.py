@@ -52,3 +52,16 @@ def test_importing_the_search_loads_neither_optuna_nor_torch() -> None:
     code = "import sys, tunebatch.tune.study; print([m for m in ('optuna', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "optuna" not in done.stdout and "torch" not in done.stdout
+
+
+@pytest.mark.parametrize("slots", [1, 4, 16, 128])
+def test_a_batch_limit_is_never_more_than_the_slots(slots: int) -> None:
+    space, rng = Space(NAMES, max_slots=slots), random.Random(2)
+    drawn = [dict(space.to_strategy(space.draw(rng)).knobs).get("max_batch_size", 1) for _ in range(300)]
+    assert max(drawn) <= slots < 2 * max(drawn)
+    for name, params in zip(NAMES, space.defaults(), strict=True):
+        chosen = space.to_strategy(params)
+        assert chosen == space.default(name)
+        assert dict(chosen.knobs).get("max_batch_size", 1) == (min(32, slots) if chosen.knobs else 1)
+        for key, distribution in space.distributions().items():
+            assert distribution._contains(distribution.to_internal_repr(params[key]))

@@ -318,3 +318,12 @@ def test_who_missed_the_slo_is_shown_rather_than_who_did_not_fit(tmp_path: Path)
         assert not row.facts.oom and row.result is not None
         assert row.result.workload["rate_per_s"] == row.facts.rates[0][0]  # the whole run
     assert [trial.oom for trial in outcome.trials if trial.strategy == "static"][:2] == [True, False]
+
+
+def test_no_batch_is_tried_that_there_are_no_slots_for(tmp_path: Path) -> None:
+    device = Device()
+    outcome = sweep(device, tmp_path, max_slots=4)
+    tried = {tune_fake.batch_of(trial.chosen) for trial in outcome.trials}
+    assert max(tried) == 4
+    assert not any("max_batch_size 32" in label for label, _, _ in device.asked)
+    assert outcome.best_default is not None and tune_fake.batch_of(outcome.best_default.chosen) == 4

@@ -97,10 +97,10 @@ def _measured(asked: Profile, rate: float | None, out: Path | None, json: bool, 
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import ResultError, write_result
     from tunebatch.report.progress import Progress
+    from tunebatch.tune.space import within_slots
 
-    chosen = [make_strategy(name) for name in asked.search.strategies]
-    for one in chosen:
-        options.check_slots(one, asked.device.max_slots)
+    defaults = [make_strategy(name) for name in asked.search.strategies]
+    chosen = [within_slots(one, asked.device.max_slots) for one in defaults]
     spec = checked_spec(asked)
     folder = output.results_folder("compare", out)
     measured: list[tuple[str, RunResult]] = []
@@ -112,6 +112,9 @@ def _measured(asked: Profile, rate: float | None, out: Path | None, json: bool, 
         for line in session.describe():
             progress.note(line)
         progress.note(session.check_tokens(chosen))
+        if chosen != defaults:
+            slots = asked.device.max_slots
+            progress.note(f"max_batch_size {slots} instead of the default, as there are {slots} batch slots")
         output.make_folder(folder)
         try:
             for index, one in enumerate(chosen, 1):
@@ -183,6 +186,7 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
     from tunebatch.measure.result import to_json_dict
     from tunebatch.report.screen import print_rows
     from tunebatch.report.sentence import fastest_line
+    from tunebatch.report.why import hung_up_text
 
     if json:
         output.print_json({"schema": SCHEMA, "results": [to_json_dict(result) for _, result in results]})
@@ -196,6 +200,8 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
         ascii_only=output.ascii_only(),
         quiet=quiet,
     )
+    if (gone := hung_up_text(rows)) is not None:
+        print(f"caution: {gone}")
 
 
 def _rows(results: list[tuple[str, RunResult]]) -> tuple[str, list[Row]]:

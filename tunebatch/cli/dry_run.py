@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +13,30 @@ if TYPE_CHECKING:
     from tunebatch.engine.strategies import Strategy
     from tunebatch.profile import Profile
 
-# Runs of the workload: one all at once and about six rates for a default; for a candidate of the
-# confirmation about four rates on each of two fresh seeds.
-_RUNS_OF_A_DEFAULT, _RUNS_OF_A_CANDIDATE = 7, 8
+# Whole runs that a search amounts to: for a default about six rates, most of which end early because they
+# miss; for a candidate of the confirmation about four on each of two seeds.
+_RUNS_OF_A_DEFAULT, _RUNS_OF_A_CANDIDATE = 4, 6
 _ALONE = 4  # requests that show the pace of a strategy without batches
 
 
-def dry_run(asked: Profile, session: Session, json: bool) -> int:
-    """Serves a few requests under every strategy for the prediction; no strategy's capacity is measured."""
+def dry_run(asked: Profile, session: Session, least_run_s: float, json: bool) -> int:
+    """Serves a few requests under every strategy for the prediction; no strategy's capacity is measured.
+
+    Args:
+        least_run_s: How long requests arrive in a run that tells a capacity, however few would do.
+    """
     from tunebatch.cli import output
     from tunebatch.cli.traffic import needed_samples
-    from tunebatch.engine.strategies import strategy as make_strategy
+    from tunebatch.tune.space import Space
 
     workload, search = session.workload(), asked.search
-    run_s = {name: _predicted_run_s(session, make_strategy(name)) for name in search.strategies}
+    space = Space(search.strategies, asked.device.max_slots)
+    pace = {name: _predicted_rate(session, space.default(name)) for name in search.strategies}
+    # More of the same is drawn for a run that would be too short; a trace is as long as it is.
+    drawn = search.objective == "capacity" and session.spec.trace_file is None
+    few = len(workload.requests)
+    served = {name: max(few, math.ceil(rate * least_run_s)) if drawn else few for name, rate in pace.items()}
+    run_s = {name: served[name] / pace[name] for name in pace}
     least_s = _least_s(list(run_s.values()), search.objective, search.confirm)
     plan: dict[str, Any] = {
         "schema": "tunebatch.plan.v1",
@@ -33,7 +44,9 @@ def dry_run(asked: Profile, session: Session, json: bool) -> int:
         "objective": search.objective,
         "max_trials": search.trials,
         "max_time_s": search.time,
+        "least_run_s": least_run_s,
         "predicted_run_s": run_s,
+        "predicted_run_requests": served,
         "predicted_least_time_s": least_s,
         "workload": workload.description,
         "notes": list(workload.notes),
@@ -43,30 +56,42 @@ def dry_run(asked: Profile, session: Session, json: bool) -> int:
     }
     if json:
         output.print_json(plan)
-        return OK
+    else:
+        _show(asked, plan)
+    return OK
+
+
+def _show(asked: Profile, plan: dict[str, Any]) -> None:
+    from tunebatch.cli.traffic import needed_samples
+
+    search, few, served = asked.search, plan["requests"], plan["predicted_run_requests"]
+    run_s, least_s = plan["predicted_run_s"], plan["predicted_least_time_s"]
     print(f"search:    {', '.join(search.strategies)}; objective {search.objective}")
     print(f"budget:    {search.time:g} s and {search.trials} trials; a trial that has begun is finished")
     each = ", ".join(f"{name} {_about(seconds)}" for name, seconds in run_s.items())
     print(f"predicted: one run of the workload takes: {each}")
-    short = _too_short(least_s, search.time)
+    if max(served.values()) > few:
+        told = ", ".join(f"{name} {count:,}" for name, count in served.items())
+        print(f"predicted: it lasts {plan['least_run_s']:.3g} s at least, which takes requests: {told}")
+    spare = few > max((needed for _, needed in needed_samples(asked)), default=0)
+    short = _too_short(least_s, search.time, spare and few in served.values())
     print(f"predicted: the defaults and the confirmation take about {_about(least_s)}{short}")
-    print(f"requests:  {workload.description}")
-    for note in workload.notes:
+    print(f"requests:  {plan['workload']}")
+    for note in plan["notes"]:
         print(f"           {note}")
     for name, needed in needed_samples(asked):
-        print(f"samples:   {name} needs {needed} requests, there are {len(workload.requests)}: enough")
+        print(f"samples:   {name} needs {needed} requests, there are {few}: enough")
     print("no configuration was measured")
-    return OK
 
 
-def _predicted_run_s(session: Session, chosen: Strategy) -> float:
-    """As if every batch took as long as the first."""
+def _predicted_rate(session: Session, chosen: Strategy) -> float:
+    """Requests per second, as if every batch took as long as the first."""
     workload = session.workload()
     batch = int(dict(chosen.knobs).get("max_batch_size", _ALONE))
     served = min(batch, len(workload.requests))
     began = time.monotonic()
     session.measure_first(chosen, served)
-    return (time.monotonic() - began) * len(workload.requests) / served
+    return served / (time.monotonic() - began)
 
 
 def _least_s(run_s: list[float], objective: str, confirm: int) -> float:
@@ -81,7 +106,9 @@ def _about(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _too_short(least_s: float, time_s: float) -> str:
+def _too_short(least_s: float, time_s: float, spare: bool) -> str:
+    """``spare``: with fewer requests a run would be shorter, and the percentiles could still be told."""
     if least_s <= time_s:
         return ""
-    return f", more than there is: give --time {max(1, round(1.5 * least_s / 60))}m, or fewer --requests"
+    fewer = ", or fewer --requests" if spare else ""
+    return f", more than there is: give --time {max(1, round(1.5 * least_s / 60))}m{fewer}"

@@ -52,6 +52,7 @@ def run(
     from tunebatch.report.progress import Progress
     from tunebatch.report.rows import Row
     from tunebatch.report.screen import print_rows
+    from tunebatch.report.why import hung_up_text
 
     chosen = make_strategy(strategy, options.knob_values(set_ or []))
     options.check_rate(rate)
@@ -94,6 +95,8 @@ def run(
     else:
         rows = [Row(result, result.metrics.request_throughput)]
         print_rows(output.stdout(), rows, ascii_only=output.ascii_only(), quiet=quiet)
+        if (gone := hung_up_text(rows)) is not None:
+            print(f"caution: {gone}")
     if unwritten is not None:
         raise unwritten
     if not (json or quiet):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,10 +113,19 @@ def sweep(
     asked = load_profile(call["profile"], call["flags"])
     if asked.search.objective == "capacity" and not len(asked.slo):
         raise CliError("a capacity needs an SLO: give --slo 'p90_ttft<=500ms', or --objective throughput")
+    if _has_slo_of_other_traffic(asked, call["flags"]):
+        asked = dataclasses.replace(asked, slo=type(asked.slo)(()))
+        if not (json or quiet):
+            output.stderr().print(
+                f"the SLO of profile {asked.name} is left out, as this workload comes all at once; "
+                "--slo sets one",
+                soft_wrap=True,
+            )
     if dry_run:
         from tunebatch.cli import dry_run as plan
 
-        return plan.dry_run(asked, _open(asked, _spec(asked)), json)
+        session = _open(asked, _spec(asked))
+        return plan.dry_run(asked, session, _least_duration_s(session), json)
     folder = resume or output.results_folder("sweep", out)
     if resume is None and sweep_folder.begun(folder):
         raise CliError(
@@ -170,12 +181,9 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             seed=search.seed,
             baseline_random=call["baseline"] == "random",
             confirm_top=search.confirm,
-            identity={
-                "slo": asked.slo.texts(),
-                "model": asked.model.name,
-                "workload": session.workload().fingerprint(),
-            },
-            on_event=sweep_report.Watcher(progress, "req/s" if search.objective == "capacity" else "tok/s"),
+            max_slots=asked.device.max_slots,
+            identity=_identity(session),
+            on_event=sweep_report.Watcher(progress, asked),
             write_winner=keep,
         )
     if not outcome.trials:
@@ -200,6 +208,24 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     return OK if outcome.winner is not None else INFEASIBLE
 
 
+def _identity(session: Session) -> dict[str, Any]:
+    """What a number of the sweep depends on, so that none is compared with one of another kind."""
+    from tunebatch.measure.environment import environment
+
+    asked, model, machine = session.profile, session.executor.model_info, environment()
+    return {
+        "slo": asked.slo.texts(),
+        "model": asked.model.name,
+        **{name: model.get(name) for name in ("dtype", "device", "attention_backend", "forward")},
+        "block_size": asked.device.block_size,
+        # What is found by itself differs a little from session to session.
+        "num_blocks": asked.device.num_blocks,
+        "max_slots": asked.device.max_slots,
+        **{name: machine[name] for name in ("torch", "cpu", "gpu")},
+        "workload": session.workload().fingerprint(),
+    }
+
+
 def _least_duration_s(session: Session) -> float:
     """How long requests have to arrive in every run of the search."""
     from statistics import mean
@@ -208,6 +234,23 @@ def _least_duration_s(session: Session) -> float:
 
     tokens = mean(request.max_tokens for request in session.workload().requests)
     return least_duration_s(session.profile.slo, tokens)
+
+
+def _has_slo_of_other_traffic(asked: Profile, flags: dict[str, Any]) -> bool:
+    """The limits are a profile's, for traffic in whose place flags put one without arrivals: all but the
+    first requests of that would wait too long by them."""
+    from tunebatch.cli.traffic import workload_spec
+
+    workload = flags.get("workload", {})
+    if workload.get("name") is None and workload.get("trace_file") is None:
+        return False
+    if flags.get("slo") or any(name.startswith("TUNEBATCH_SLO_") for name in os.environ):
+        return False
+    if asked.search.objective != "throughput" or not len(asked.slo):
+        return False
+    spec = workload_spec(asked)
+    paced = spec.rate_per_s is not None or spec.burst_gap_s is not None
+    return spec.arrivals == "closed" or (spec.arrivals == "burst" and not paced)
 
 
 def _spec(asked: Profile) -> WorkloadSpec:
@@ -262,6 +305,6 @@ def _next(outcome: SweepOutcome, folder: Path, asked: Profile, call: dict[str, A
     else:
         knobs = "".join(f" --set {name}={value:g}" for name, value in winner.knobs.items())
         command = f"tunebatch run {winner.strategy}{knobs}{sweep_folder.same_question(call)}"
-        if asked.search.objective == "capacity" and not unbounded(winner, asked):
+        if asked.search.objective == "capacity" and not unbounded(winner, outcome.binding, asked):
             command += f" --rate {mean_capacity(winner):.3g}"
     console.print(f"next: {command}", soft_wrap=True)

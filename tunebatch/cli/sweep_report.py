@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunebatch.engine.knobs import MAX_BATCH_SIZE
 from tunebatch.measure.limits import format_duration
 from tunebatch.measure.result import to_json_dict
 from tunebatch.report.rows import Row, clock_time, duration, knobs_text, number, short_knobs
 from tunebatch.report.screen import print_rows
 from tunebatch.report.sentence import Gain, winner_line
-from tunebatch.report.why import reason
+from tunebatch.report.why import hung_up_text, reason
 from tunebatch.tune.confirm import mean_capacity
+from tunebatch.tune.space import Space
+from tunebatch.tune.trial import HUNG_UP
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,9 +35,10 @@ _NOISY = 0.1  # of the processor used by others
 class Watcher:
     """Turns the sweep's events into progress: a line per finished trial, and on a terminal what goes on."""
 
-    def __init__(self, progress: Progress, unit: str) -> None:
+    def __init__(self, progress: Progress, asked: Profile) -> None:
         self._progress = progress
-        self._unit = unit
+        self._asked = asked
+        self._unit = _unit(asked)
         self._phase = ""
 
     def __call__(self, event: SweepEvent) -> None:
@@ -45,7 +49,7 @@ class Watcher:
         if event.error is not None:
             self._progress.note(f"{_trial(event)}failed: {event.error}")
         elif event.done is not None:
-            self._progress.note(f"{_trial(event)}{_found(event.done, self._unit)}")
+            self._progress.note(f"{_trial(event)}{_found(event.done, self._asked)}")
         elif self._progress.live:
             self._progress.status(*self._lines(event))
 
@@ -74,11 +78,18 @@ def _short(trial: TrialFacts) -> str:
     return f"{trial.strategy}  {short_knobs(trial.knobs)}".rstrip()
 
 
-def _found(trial: TrialFacts, unit: str) -> str:
+def is_recorded(asked: Profile) -> bool:
+    """The traffic is a trace with its own arrivals, which another seed leaves as they are."""
+    return asked.workload.trace_file is not None and asked.workload.arrivals in (None, "trace")
+
+
+def _found(trial: TrialFacts, asked: Profile) -> str:
+    unit = _unit(asked)
     if trial.oom:
         return f"out of {trial.binding}"
     if trial.confirmed:
-        return f"{number(trial.confirmed[-1])} {unit} on fresh seed {len(trial.confirmed)}"
+        again = "repeated on the same trace" if is_recorded(asked) else "on fresh seed"
+        return f"{number(trial.confirmed[-1])} {unit} {again} {len(trial.confirmed)}"
     if not trial.met:
         return _missed(trial.missed)
     if trial.coarse:
@@ -91,6 +102,8 @@ def _missed(miss: Miss | None) -> str:
     if miss is None:
         return "misses the SLO"
     at = "" if miss.rate_per_s is None else f" at {number(miss.rate_per_s)} req/s"
+    if miss.hung_up and miss.limit_s is not None:
+        at += f", where {miss.hung_up} client{'s' if miss.hung_up != 1 else ''} hung up"
     if miss.limit_s is None:
         return f"{miss.limit}{at}"
     limit = format_duration(miss.limit_s)
@@ -101,21 +114,23 @@ def _missed(miss: Miss | None) -> str:
 
 def outcome_rows(outcome: SweepOutcome, asked: Profile) -> list[Row]:
     """A row for each strategy that has a run to show."""
+    confirmed = any(best.facts.confirmed for best in outcome.best)
     return [
         Row(
             best.result,
             _rate(best.facts, asked),
             best.facts.origin != "default",
             beyond=_missed(best.missed) if best.missed is not None else "",
+            unconfirmed=confirmed and not best.facts.confirmed and best.facts.capacity > 0.0,
         )
         for best in outcome.best
         if best.result is not None
     ]
 
 
-def unbounded(facts: TrialFacts, asked: Profile) -> bool:
-    """No rate was too high."""
-    if asked.search.objective != "capacity":
+def unbounded(facts: TrialFacts, missed: Miss | None, asked: Profile) -> bool:
+    """No rate was too high, neither for the search nor for the confirmation, which ``missed`` tells of."""
+    if asked.search.objective != "capacity" or missed is not None:
         return False
     return facts.met and bool(facts.rates) and all(met for _, met in facts.rates)
 
@@ -131,16 +146,39 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
         f"{best.facts.strategy}: no rate missed the SLO, so its capacity is at least what is shown: "
         "use more --time, more --requests or a tighter --slo"
         for best in outcome.best
-        if best.missed is None and unbounded(best.facts, asked)
+        if unbounded(best.facts, best.missed, asked)
     ]
     if outcome.winner is not None and not outcome.winner.confirmed:
-        found.append("the winner was not confirmed on a fresh seed: give it more --time")
+        done = "repeated on the same trace" if is_recorded(asked) else "confirmed on a fresh seed"
+        found.append(f"the winner was not {done}: give it more --time")
+    if outcome.winner is not None:
+        found += _on_the_edge(outcome.winner, asked)
+    if (gone := hung_up_text(outcome_rows(outcome, asked))) is not None:
+        found.append(gone)
     share = outcome.foreign_cpu_share
     if share is not None and share > _NOISY:
         found.append(
             f"other programs took up to {100 * share:.0f} % of the processor during a run, so capacities may "
             "be too low: repeat it on a quiet machine"
         )
+    return found
+
+
+def _on_the_edge(winner: TrialFacts, asked: Profile) -> list[str]:
+    """Knobs that may be better still beyond what was searched; one sequence at a time is no such edge."""
+    found = []
+    for knob in Space([winner.strategy], asked.device.max_slots).knobs_of(winner.strategy):
+        value = winner.knobs[knob.name]
+        if value == knob.high:
+            more = f"tunebatch run {winner.strategy} --set {knob.name}={2 * value:g} tries more"
+            if knob.name == MAX_BATCH_SIZE.name:
+                more = (
+                    f"more batch slots, as with TUNEBATCH_DEVICE_MAX_SLOTS={2 * value:g}, let more be tried"
+                )
+            found.append(f"{knob.name} {value:g} is the largest that was tried: {more}")
+        elif value == knob.low > 1 or (value == knob.low and not knob.integer):
+            less = f"tunebatch run {winner.strategy} --set {knob.name}={value / 2:g} tries less"
+            found.append(f"{knob.name} {value:g} is the least that was tried: {less}")
     return found
 
 
@@ -163,14 +201,14 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
     rows = outcome_rows(outcome, asked)
     best = outcome.winner
     if best is None:
-        return winner_line(None, rows)
+        return winner_line(None, rows, rates_tried=asked.search.objective == "capacity")
     shown = [row.facts.config for row in outcome.best if row.result is not None]
     if best.config not in shown:
         named = ", ".join(filter(None, [best.strategy, knobs_text(best.knobs)]))
         return f"{named}: {number(mean_capacity(best))} {_unit(asked)}"
     default_won = outcome.best_default is not None and outcome.best_default.config == best.config
     gain = None
-    if outcome.gain is not None and not default_won and not unbounded(best, asked):
+    if outcome.gain is not None and not default_won and not unbounded(best, outcome.binding, asked):
         gain = Gain(outcome.gain, *(outcome.gain_interval or (None, None)))
     line = winner_line(
         rows[shown.index(best.config)], rows, gain, inside_slo=len(asked.slo) > 0, unit=_unit(asked)
@@ -206,7 +244,7 @@ def print_outcome(
         console.print(line)
     for best in outcome.best:
         if best.result is None:
-            console.print(f"{best.facts.strategy}: {_found(best.facts, _unit(asked))}")
+            console.print(f"{best.facts.strategy}: {_found(best.facts, asked)}")
     if not quiet:
         console.print()
         for told in (*conclusions(outcome, asked), *_effort(outcome, asked)):
@@ -221,7 +259,8 @@ def conclusions(outcome: SweepOutcome, asked: Profile) -> list[str]:
     miss, winner = outcome.binding, outcome.winner
     if miss is not None:
         why = f": {reason(miss.limit)}" if reason(miss.limit) else ""
-        who = f"{winner.strategy} takes no more because of" if winner is not None else "nothing passes:"
+        because = "because" if miss.limit == HUNG_UP else "because of"
+        who = f"{winner.strategy} takes no more {because}" if winner is not None else "nothing passes:"
         told.append(f"{who} {_missed(miss)}{why}")
     best = outcome.best_random
     if best is not None:
@@ -234,7 +273,11 @@ def conclusions(outcome: SweepOutcome, asked: Profile) -> list[str]:
 
 def _effort(outcome: SweepOutcome, asked: Profile) -> list[str]:
     repeats = len(outcome.winner.confirmed) if outcome.winner is not None else 0
-    on = f", the winner confirmed on {repeats} fresh seed{'s' if repeats != 1 else ''}" if repeats else ""
+    many = "s" if repeats != 1 else ""
+    how = f"confirmed on {repeats} fresh seed{many}"
+    if is_recorded(asked):
+        how = f"repeated on the same trace {repeats} time{many}"
+    on = f", the winner {how}" if repeats else ""
     slo = f" inside {', '.join(asked.slo.texts())}" if len(asked.slo) else ""
     return [f"{len(outcome.trials)} configurations{slo} in {clock_time(outcome.elapsed_s)}{on}"]
 
@@ -266,6 +309,7 @@ def outcome_json(outcome: SweepOutcome, asked: Profile) -> dict[str, Any]:
         "best": [
             {
                 "facts": trial(row.facts),
+                "confirmed": bool(row.facts.confirmed),
                 "result": None if row.result is None else to_json_dict(row.result),
             }
             for row in outcome.best

@@ -49,11 +49,21 @@ class EarlyStop:
         """A request got its first token, ``ttft_s`` after its scheduled arrival."""
         self._count(self._ttft, ttft_s)
 
-    def observe_end(self, tpot_s: float | None, e2e_s: float) -> None:
-        """A request was *completed*; cancelled ones are not counted. ``tpot_s`` is None below two tokens."""
+    def observe_end(self, tpot_s: float | None, e2e_s: float | None) -> None:
+        """A request was completed, or its client hung up after the first token.
+
+        Args:
+            tpot_s: None below two tokens.
+            e2e_s: None when the client hung up.
+        """
         if tpot_s is not None:
             self._count(self._tpot, tpot_s)
-        self._count(self._e2e, e2e_s)
+        if e2e_s is not None:
+            self._count(self._e2e, e2e_s)
+
+    def observe_hung_up(self) -> None:
+        """A client hung up before its first token, which misses every limit on the TTFT."""
+        self._count(self._ttft, math.inf)
 
     def _count(self, watched: list[tuple[int, float]], value_s: float) -> None:
         for index, limit_s in watched:
@@ -65,8 +75,8 @@ class EarlyStop:
 
         Args:
             num_overdue: Requests still without a first token that have waited longer than the TTFT
-                limit; with several TTFT limits, longer than the largest. Leave out those that may
-                be cancelled: without a first token they do not count.
+                limit; with several TTFT limits, longer than the largest. Whether they get one or
+                hang up, they miss it.
         """
         for limit, violations, allowed in zip(self._limits, self._violations, self._allowed, strict=True):
             overdue = num_overdue if limit.metric == "ttft" else 0

@@ -52,7 +52,7 @@ class Metrics:
     """All numbers of one run. Rates are per second of ``duration_s``, first arrival to last token.
 
     Attributes:
-        cancelled: Hung up by the client: no E2E and no TPOT, but a TTFT where a first token came.
+        cancelled: Hung up by the client: no E2E, but a TTFT and a TPOT of the tokens that came.
         unfinished: The run was stopped before their end.
         total_input_tokens: Prompt tokens of the requests that got a first token.
         total_output_tokens: All output tokens, also those of requests that were not completed.
@@ -64,7 +64,12 @@ class Metrics:
         accepted_length: Tokens per verification pass; None when there was none.
         mean_step_s: Mean duration of a step.
         ttft_growth_s: Mean TTFT of the later half of the requests, by arrival, minus that of the
-            earlier half: what a growing queue adds. None where a half got no first token.
+            earlier half: what a growing queue adds. Who hung up waited at least so long. None where a
+            half has neither.
+        hung_up: Those of ``cancelled`` that had no first token yet.
+        judged_ttft: The TTFT that an SLO is held against: as ``ttft``, but who hung up before the first
+            token counts as one that waited so long, and longer than every limit on the TTFT. None where
+            nobody did, or without such a limit.
     """
 
     duration_s: float
@@ -94,6 +99,8 @@ class Metrics:
     mean_step_s: float | None
     where: TimeSplit
     ttft_growth_s: float | None = None
+    hung_up: int = 0
+    judged_ttft: Distribution | None = None
 
     def distribution(self, metric: MetricName) -> Distribution:
         return {"ttft": self.ttft, "tpot": self.tpot, "itl": self.itl, "e2e": self.e2e}[metric]
@@ -107,6 +114,9 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
     completed = np.array([r.completed for r in requests], dtype=bool)
 
     done = completed & times.served
+    cancelled = np.array([r.end_reason is EndReason.CANCELLED for r in requests], dtype=bool)
+    gone = cancelled & ~times.served
+    times.give_up(requests, gone)
     duration = 0.0
     if times.served.any():
         duration = float(times.last[times.served].max() - times.arrival.min())
@@ -134,7 +144,7 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
         total_token_throughput=rate(num_input + num_output),
         request_goodput=None if slo is None else rate(int((done & times.keeps(slo)).sum())),
         ttft=distribution(times.ttft[times.served]),
-        tpot=distribution(times.tpot[done & (times.counts >= 2)]),
+        tpot=distribution(times.tpot[(completed | cancelled) & (times.counts >= 2)]),
         itl=distribution(times.gaps()),
         e2e=distribution(times.e2e[done]),
         bubble=steps.bubble,
@@ -148,6 +158,8 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
         mean_step_s=steps.mean_step_s,
         where=times.split(requests, record.steps),
         ttft_growth_s=times.ttft_growth(),
+        hung_up=int(gone.sum()),
+        judged_ttft=times.judged_ttft(slo, gone),
     )
 
 
@@ -169,6 +181,7 @@ class _Times:
         self.last[self.served] = tokens[ends[self.served] - 1]
         self.ttft = self.first - self.arrival
         self.e2e = self.last - self.arrival
+        self._waited = self.ttft
         self.tpot: FloatArray = np.full(n, np.nan)
         several = self.counts >= 2
         self.tpot[several] = (self.last - self.first)[several] / (self.counts[several] - 1)
@@ -176,8 +189,20 @@ class _Times:
         self._gaps = np.diff(tokens, prepend=0.0)
         self._gaps[self._starts] = -np.inf
 
+    def give_up(self, requests: list[RequestRecord], gone: NDArray[np.bool_]) -> None:
+        """Who hangs up before the first token has waited until then."""
+        self._waited = np.where(gone, [r.end_s - r.arrival_s for r in requests], self.ttft)
+
+    def judged_ttft(self, slo: Slo | None, gone: NDArray[np.bool_]) -> Distribution | None:
+        limit_s = max((limit.limit_s for limit in slo or () if limit.metric == "ttft"), default=None)
+        if limit_s is None or not gone.any():
+            return None
+        beyond = np.maximum(self._waited, np.nextafter(limit_s, np.inf))
+        judged = np.where(gone, beyond, self.ttft)
+        return distribution(judged[self.served | gone])
+
     def ttft_growth(self) -> float | None:
-        ordered = self.ttft[np.argsort(self.arrival, kind="stable")]
+        ordered = self._waited[np.argsort(self.arrival, kind="stable")]
         half = ordered.size // 2
         early, late = ordered[:half], ordered[ordered.size - half :]
         early, late = early[~np.isnan(early)], late[~np.isnan(late)]

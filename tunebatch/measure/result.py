@@ -148,7 +148,8 @@ def from_json_dict(data: object, source: str = "result") -> RunResult:
 
 
 def write_result(result: RunResult, directory: str | os.PathLike[str]) -> Path:
-    """Writes ``result.json``, and from the records ``requests.csv`` and ``steps.csv``.
+    """Writes ``result.json``, and from the records ``requests.csv`` and ``steps.csv``; a result without
+    records takes away those of another one.
 
     All or nothing: a full disk or a kill leaves the previous files in place. Returns the path of
     ``result.json``, which is put in place last.
@@ -170,12 +171,23 @@ def write_result(result: RunResult, directory: str | os.PathLike[str]) -> Path:
     writers["result.json"] = write_json
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        same = record is None and _holds(folder / "result.json", text)
         write_all(folder, writers)
+        if record is None and not same:
+            for name in ("requests.csv", "steps.csv"):
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ResultError(
             f"could not write {folder / 'result.json'}: {_reason(error)}; earlier results there were kept"
         ) from error
     return folder / "result.json"
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return file.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
 
 
 def _write_requests(file: TextIO, requests: list[RequestRecord]) -> None:

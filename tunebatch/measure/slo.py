@@ -46,11 +46,11 @@ class LimitVerdict:
     """One limit against what was observed.
 
     Attributes:
-        observed_s: The measured statistic; None with too few samples, or when the run was stopped
-            because it could only exceed the limit.
+        observed_s: The measured statistic; None with too few samples, or when it could only exceed the
+            limit: the run was stopped, or clients had hung up.
         count: Samples there were.
         needed: Samples that the statistic needs.
-        margin: ``log(observed / limit)``: negative inside the limit, 0 on it; None without evidence.
+        margin: ``log(observed / limit)``: negative inside the limit, 0 on it; None without a value.
     """
 
     limit: Limit
@@ -68,7 +68,8 @@ class SloVerdict:
     Attributes:
         met: Every limit passes on enough evidence, and no request was rejected or left unfinished.
         enough: No limit lacks evidence.
-        lost: Requests rejected or left unfinished.
+        lost: Requests rejected or left unfinished; and without a limit on the TTFT, which they miss where
+            there is one, those whose client hung up before the first token.
     """
 
     limits: tuple[LimitVerdict, ...]
@@ -96,6 +97,8 @@ def check(metrics: Metrics, slo: Slo, missed: Limit | None = None) -> SloVerdict
         for limit, judged in ((limit, _judge(metrics, limit)) for limit in slo)
     )
     lost = metrics.rejected + metrics.unfinished
+    if all(limit.metric != "ttft" for limit in slo):
+        lost += metrics.hung_up
     return SloVerdict(
         limits=verdicts,
         met=lost == 0 and all(verdict.status == "pass" for verdict in verdicts),
@@ -106,6 +109,10 @@ def check(metrics: Metrics, slo: Slo, missed: Limit | None = None) -> SloVerdict
 
 def _judge(metrics: Metrics, limit: Limit) -> LimitVerdict:
     statistic = metrics.distribution(limit.metric).statistic(limit.statistic)
+    if limit.metric == "ttft" and metrics.judged_ttft is not None:
+        served, statistic = statistic, metrics.judged_ttft.statistic(limit.statistic)
+        if statistic.value_s is not None and statistic.value_s > limit.limit_s >= (served.value_s or 0.0):
+            return LimitVerdict(limit, None, "miss", statistic.count, statistic.needed, None)
     observed = statistic.value_s
     if observed is None:
         return LimitVerdict(limit, None, "not enough evidence", statistic.count, statistic.needed, None)

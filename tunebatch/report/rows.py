@@ -21,6 +21,7 @@ class Row:
         tuned: The knobs were searched, not the defaults.
         source: Where a saved result was read from.
         beyond: What the first rate above the capacity missed, in words; empty when there is nothing to say.
+        unconfirmed: The rate is of the search only, while others were measured again.
     """
 
     result: RunResult
@@ -28,6 +29,7 @@ class Row:
     tuned: bool = False
     source: str = ""
     beyond: str = ""
+    unconfirmed: bool = False
 
     @property
     def strategy(self) -> str:

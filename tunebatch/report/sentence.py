@@ -33,15 +33,17 @@ def winner_line(
     gain: Gain | None = None,
     inside_slo: bool = True,
     unit: str = "req/s",
+    rates_tried: bool = True,
 ) -> str:
     """``continuous, max_batch_size 48: 14.2 req/s inside the SLO, 3.1x static, ...``
 
     Args:
         winner: None when nothing kept the SLO.
         rows: What it won against; names the multiple of static batching.
+        rates_tried: The search was one of rates.
     """
     if winner is None or winner.rate_per_s is None:
-        return "no configuration keeps the SLO at any rate that was tried"
+        return "no configuration keeps the SLO" + (" at any rate that was tried" if rates_tried else "")
     named = ", ".join(filter(None, [winner.strategy, winner.knobs]))
     parts = [f"{number(winner.rate_per_s)} {unit}" + (" inside the SLO" if inside_slo else "")]
     base = baseline(rows)

@@ -44,7 +44,7 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool =
         table.add_row(
             row.name,
             short_knobs(row.result.knobs) or "-",
-            "misses the SLO" if row.rate_per_s is None else number(row.rate_per_s),
+            _rate(row),
             "-" if ratio is None else f"{ratio:.2f}x",
             *(duration(observed_s) for observed_s in told),
             number(metrics.output_throughput),
@@ -54,6 +54,12 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool =
             style="bold green" if marked and index == 0 and row.rate_per_s else "",
         )
     return table
+
+
+def _rate(row: Row) -> str:
+    if row.rate_per_s is None:
+        return "misses the SLO"
+    return number(row.rate_per_s) + ("*" if row.unconfirmed else "")
 
 
 def _observed_s(row: Row, metric: MetricName, statistic: StatisticName) -> float | None:

@@ -37,7 +37,7 @@ def why_table(rows: Sequence[Row]) -> Table:
 
 LEGEND = (
     "queue: before the first step; stalled: between tokens, while prompts of others were computed; "
-    "empty slots: held in the batch by requests that had ended"
+    "empty slots: held, but computing nothing in a step: ended, or waiting behind a prefill"
 )
 
 
@@ -80,19 +80,34 @@ def binding_text(verdict: SloVerdict | None) -> str:
     """The limit with the least room, and how far off it is."""
     if verdict is None:
         return ""
+    unseen = [one for one in verdict.limits if one.status == "miss" and one.observed_s is None]
+    if unseen:
+        limit = unseen[0].limit
+        return f"misses {limit.name} over {format_duration(limit.limit_s)}: {reason(limit.name)}"
     missing = [one for one in verdict.limits if one.status == "not enough evidence"]
     if missing:
         one = missing[0]
         return f"{one.limit.name} not told: {one.count} samples, {one.needed} needed"
     binding = verdict.binding
+    if verdict.lost and (binding is None or binding.status != "miss"):
+        return f"misses the SLO: {verdict.lost} requests rejected, unfinished or given up by their clients"
     if binding is None:
         return ""
     said = f"{binding.limit.name} {duration(binding.observed_s)} of {format_duration(binding.limit.limit_s)}"
     if binding.status == "miss":
         return f"misses {said}: {reason(binding.limit.name)}"
-    if verdict.lost:
-        return f"misses the SLO: {verdict.lost} requests rejected or unfinished"
     return f"nearest to its limit: {said}"
+
+
+def hung_up_text(rows: Sequence[Row]) -> str | None:
+    """Whose clients hung up, and how many; None when nobody did."""
+    told = [
+        f"{row.name} {metrics.cancelled} of {metrics.num_requests}"
+        + (f" ({metrics.hung_up} before their first token)" if metrics.hung_up else "")
+        for row in rows
+        if (metrics := row.result.metrics).cancelled
+    ]
+    return f"clients hung up: {', '.join(told)}" if told else None
 
 
 def reason(limit: str) -> str:

@@ -177,7 +177,8 @@ class _Search:
 def is_sustained(result: RunResult) -> bool:
     """Whether a run met its SLO and could have gone on.
 
-    A miss on one limit is a miss, whatever evidence the others lack.
+    A miss on one limit is a miss, whatever evidence the others lack; and so is evidence that is lacking
+    because clients hung up.
 
     Raises:
         NotEnoughEvidenceError: Nothing missed, but a percentile has too few samples.
@@ -189,9 +190,17 @@ def is_sustained(result: RunResult) -> bool:
     if verdict.lost or any(limit.status == "miss" for limit in verdict.limits):
         return False
     lacking = [limit for limit in verdict.limits if limit.status == "not enough evidence"]
+    if any(_would_be_enough(result, limit) for limit in lacking):
+        return False
     if lacking:
         raise NotEnoughEvidenceError(_say_needed(result, lacking))
     return not is_growing(result)
+
+
+def _would_be_enough(result: RunResult, limit: LimitVerdict) -> bool:
+    """Had nobody hung up."""
+    metrics = result.metrics
+    return metrics.num_requests >= limit.needed and limit.count + metrics.cancelled >= limit.needed
 
 
 def _say_needed(result: RunResult, lacking: list[LimitVerdict]) -> str:

@@ -59,13 +59,16 @@ class Miss:
     Attributes:
         limit: The limit that was missed by most, such as ``p90_ttft``; or other words.
         limit_s: What it allows, in seconds.
-        observed_s: What was measured; None when the run ended as soon as it could only exceed the limit.
+        observed_s: What was measured; None when the run ended as soon as it could only exceed the limit,
+            or exceeded it because clients hung up.
+        hung_up: Clients that hung up in that run before their first token.
     """
 
     limit: str
     limit_s: float | None = None
     observed_s: float | None = None
     rate_per_s: float | None = None
+    hung_up: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ multivariate samplers need that, and sizes on a log scale let them learn more fr
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -13,13 +14,13 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunebatch.engine.knobs import Knob
+from tunebatch.engine.knobs import MAX_BATCH_SIZE, Knob
 from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = ["Space", "config_hash"]
+__all__ = ["Space", "config_hash", "within_slots"]
 
 Params = dict[str, Any]
 
@@ -32,16 +33,21 @@ class Space:
 
     Strategies that have a knob of the same name share its parameter, which covers both ranges.
 
+    Args:
+        max_slots: Batch slots of the executor, which are the most that a batch limit can mean; None: as
+            many as the knob asks for.
+
     Raises:
         StrategyError: An unknown strategy.
         ValueError: No strategy at all.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], max_slots: int | None = None) -> None:
         self.names = tuple(dict.fromkeys(names))
         if not self.names:
             raise ValueError("a search needs at least one strategy")
-        self._knobs = {name: _knobs_of(name) for name in self.names}
+        self._max_slots = max_slots
+        self._knobs = {name: _knobs_of(name, max_slots) for name in self.names}
         self._ranges: dict[str, tuple[float, float]] = {}
         for knobs in self._knobs.values():
             for knob in knobs:
@@ -57,6 +63,10 @@ class Space:
         for name, (low, high) in self._ranges.items():
             found[_PREFIX + name] = FloatDistribution(low, high)
         return found
+
+    def knobs_of(self, name: str) -> tuple[Knob, ...]:
+        """The knobs of a strategy with the ranges that are searched."""
+        return self._knobs[name]
 
     def to_strategy(self, params: Mapping[str, Any]) -> Strategy:
         """The strategy that parameters stand for: whole numbers rounded, knobs within their own range.
@@ -79,9 +89,13 @@ class Space:
             params[_PREFIX + name] = min(max(value, low), high)
         return params
 
+    def default(self, name: str) -> Strategy:
+        """A strategy with the defaults of its knobs, as far as there are slots for them."""
+        return within_slots(strategy(name), self._max_slots)
+
     def defaults(self) -> list[Params]:
-        """Each strategy with the defaults of its knobs."""
-        return [self.to_params(strategy(name)) for name in self.names]
+        """The default of each strategy."""
+        return [self.to_params(self.default(name)) for name in self.names]
 
     def draw(self, rng: random.Random) -> Params:
         """Parameters at random, uniform on the log scale."""
@@ -97,9 +111,24 @@ def config_hash(chosen: Strategy) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _knobs_of(name: str) -> tuple[Knob, ...]:
+def within_slots(chosen: Strategy, max_slots: int | None) -> Strategy:
+    """The same with a batch limit that there are slots for: the engine would silently keep to those, and
+    the limit that it is reported with would be a lie."""
+    knobs = dict(chosen.knobs)
+    if max_slots is None or knobs.get(MAX_BATCH_SIZE.name, 0) <= max_slots:
+        return chosen
+    return strategy(chosen.name, {**knobs, MAX_BATCH_SIZE.name: max_slots})
+
+
+def _knobs_of(name: str, max_slots: int | None) -> tuple[Knob, ...]:
     strategy(name)  # says what is wrong with an unknown name
-    return STRATEGIES[name].knobs
+    knobs = STRATEGIES[name].knobs
+    if max_slots is None:
+        return knobs
+    return tuple(
+        dataclasses.replace(knob, high=max_slots) if knob.name == MAX_BATCH_SIZE.name else knob
+        for knob in knobs
+    )
 
 
 def _shift(knob: Knob) -> float:

@@ -36,6 +36,7 @@ def run_sweep(
     confirm_top: int = 3,
     confirm_repeats: int = 2,
     tolerance: float = 0.05,
+    max_slots: int | None = None,
     identity: Mapping[str, Any] | None = None,
     on_event: Callable[[SweepEvent], None] = lambda event: None,
     write_winner: Callable[[RunResult], None] | None = None,
@@ -60,6 +61,7 @@ def run_sweep(
         confirm_top: How many of the best can win; the best of every strategy is measured on one fresh seed.
         confirm_repeats: Fresh seeds for those that can win; up to 5 while the time lasts, if it is limited.
         tolerance: How closely a capacity is confirmed, as a share.
+        max_slots: Batch slots of the executor: no larger batch limit is tried, nor reported.
         identity: What else must not change between sessions, in JSON types.
         write_winner: Given the winner's run; with its records if this session measured it.
 
@@ -88,6 +90,7 @@ def run_sweep(
         max_trials=max_trials,
         seed=seed,
         tolerance=tolerance,
+        max_slots=max_slots,
         began=began,
         end=began + length,
         identity=identity or {},

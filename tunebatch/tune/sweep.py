@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunebatch.bench import DoesNotFitError
 from tunebatch.engine.plan import OutOfDeviceMemoryError
-from tunebatch.engine.strategies import Strategy, strategy
+from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.result import ResultError, RunResult
 from tunebatch.tune.capacity import NotEnoughEvidenceError
 from tunebatch.tune.confirm import Confirmation, mean_capacity
@@ -56,6 +56,7 @@ class Settings:
     max_trials: int | None
     seed: int
     tolerance: float
+    max_slots: int | None
     began: float
     end: float
     identity: Mapping[str, Any]
@@ -81,7 +82,7 @@ class Sweep:
     ) -> None:
         self.settings = settings
         self._on_event = on_event
-        self._space = Space(settings.strategies)
+        self._space = Space(settings.strategies, settings.max_slots)
         fixed: dict[str, object] = {
             "strategies": list(settings.strategies),
             "objective": settings.objective,
@@ -114,7 +115,7 @@ class Sweep:
             return
         names = self._space.names
         for index, name in enumerate(names):
-            chosen = strategy(name)
+            chosen = self._space.default(name)
             self._tell("start", index + 1, len(names), chosen)
             try:
                 seen = self.runs(chosen, None, self.settings.seed, glimpse_s=GLIMPSE_S)

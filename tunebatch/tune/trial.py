@@ -26,7 +26,7 @@ __all__ = [
 
 _LEAST_MARGIN, _MOST_MARGIN = -1.0, 1.5
 _MISSED = 0.01  # the least margin of a run that missed, so that it cannot pass for feasible
-GROWING = "queue growth"
+GROWING, HUNG_UP = "queue growth", "clients hung up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +166,20 @@ def margins(result: RunResult, met: bool) -> dict[str, float]:
 
 
 def miss_of(result: RunResult) -> Miss:
-    """What a run that was not sustained missed: the limit by most, or that the queue grew."""
+    """What a run that was not sustained missed: the limit by most, its clients, or that the queue grew."""
     rate, verdict = result.workload.get("rate_per_s"), result.verdict
+    hung_up = result.metrics.hung_up
     if verdict is None:
         return Miss("no SLO", None, None, rate)
     missed = [limit for limit in verdict.limits if limit.status == "miss"]
     if missed:
         worst = max(missed, key=lambda limit: limit.margin or 0.0)
-        return Miss(worst.limit.name, worst.limit.limit_s, worst.observed_s, rate)
-    if verdict.lost:
+        return Miss(worst.limit.name, worst.limit.limit_s, worst.observed_s, rate, hung_up)
+    if result.metrics.rejected or result.metrics.unfinished:
         return Miss("requests rejected or left unfinished", None, None, rate)
+    # Evidence that is lacking for another reason has ended the search before.
+    if verdict.lost or not verdict.enough:
+        return Miss(HUNG_UP, None, None, rate, hung_up)
     return Miss(GROWING, None, None, rate)
 
 
