@@ -95,6 +95,7 @@ class Session:
             spec = replace(spec, num_requests=rounded)
         key = (seed, spec.num_requests or 0)
         if key not in self._workloads:
+            from tunebatch.cli.tokenizer import text_to_ids
             from tunebatch.workload.named import scaled_to
             from tunebatch.workload.spec import build
 
@@ -106,6 +107,7 @@ class Session:
                     context,
                     seed=seed,
                     vocab_size=self.executor.vocab_size,
+                    tokenize=text_to_ids(self.profile.model.name),
                 )
             except ValueError as error:
                 raise CliError(str(error)) from None
