@@ -9,6 +9,7 @@ import pytest
 
 from tunebatch.cli.traffic import workload_spec
 from tunebatch.profile import ProfileError, load_profile, parse_time, profile_names
+from tunebatch.workload.lengths import Empirical
 
 
 @pytest.mark.parametrize("name", ["quickstart", "smoke", "chat-p99"])
@@ -78,3 +79,30 @@ def test_a_wrong_variable_is_named() -> None:
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("3m", 180), ("1.5h", 5400), ("2 min", 120)])
 def test_times(text: Any, seconds: float) -> None:
     assert parse_time(text) == seconds
+
+
+LENGTHS = """[workload]
+arrivals = "constant"
+rate_per_s = 1
+requests = 3
+prompt_tokens = "Empirical: lengths.txt"
+output_tokens = "Empirical: here.txt"
+"""
+
+
+def test_files_are_beside_the_profile_or_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p").mkdir()
+    for name, length in (("p/lengths.txt", 11), ("lengths.txt", 12), ("here.txt", 13)):
+        (tmp_path / name).write_text(f"{length}\n")
+    (tmp_path / "p/p.toml").write_text(LENGTHS)
+    monkeypatch.chdir(tmp_path)
+    spec = workload_spec(load_profile("p/p.toml", environ={}))
+    assert (spec.prompt_lengths, spec.output_lengths) == (Empirical((11,)), Empirical((13,)))
+    environ = {"TUNEBATCH_WORKLOAD_PROMPT_TOKENS": "empirical:lengths.txt"}
+    assert workload_spec(load_profile("p/p.toml", environ=environ)).prompt_lengths == Empirical((12,))
+    (tmp_path / "p/t.toml").write_text('[workload]\ntrace_file = "lengths.txt"\n')
+    assert load_profile("p/t.toml", environ={}).workload.trace_file == "p/lengths.txt"
+    flags = {"workload": {"trace_file": "lengths.txt"}}
+    assert load_profile("p/t.toml", flags, {}).workload.trace_file == "lengths.txt"

@@ -243,7 +243,21 @@ def _read(path_or_name: str | os.PathLike[str]) -> tuple[Values, str, str]:
     for section, keys in values.items():
         if section in _SECTIONS and not isinstance(keys, dict):
             raise ProfileError(f"{path}: {section} = {keys!r}: must be a section; write [{section}]")
+    _locate_files(values.get("workload", {}), path.parent)
     return values, str(path), path.stem
+
+
+def _locate_files(workload: dict[str, Any], folder: Path) -> None:
+    """A file that lies beside the profile is meant before one in the working folder."""
+    for key in ("trace_file", "prompt_tokens", "output_tokens"):
+        law, colon, file = "", "", str(workload.get(key, ""))
+        if key != "trace_file":
+            law, colon, file = file.partition(":")
+            if law.strip().lower() != "empirical":
+                continue
+        beside = folder / file.strip()
+        if beside.is_file():
+            workload[key] = f"{law}{colon}{beside}"
 
 
 def _profiles_folder() -> Path:

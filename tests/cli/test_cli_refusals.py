@@ -88,3 +88,13 @@ def test_a_percentile_that_the_requests_cannot_carry_is_refused_before_loading(
     assert done.code == 2
     assert "p99_ttft needs at least 662 requests" in done.err and "--requests 662" in done.err
     assert fake_model == []
+
+
+def test_a_broken_line_of_a_file_of_lengths(tunebatch: Any, fake_model: list[str]) -> None:
+    Path("lengths.csv").write_text("12\nmany\n")
+    Path("mine.toml").write_text('[workload]\nname = "quickstart"\nprompt_tokens = "empirical:lengths.csv"\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    assert done.code == 2 and fake_model == []
+    assert (
+        "[workload] prompt_tokens 'empirical:lengths.csv': lengths.csv, line 2: 'many'; use one" in done.err
+    )
