@@ -98,3 +98,15 @@ def test_a_broken_line_of_a_file_of_lengths(tunebatch: Any, fake_model: list[str
     assert (
         "[workload] prompt_tokens 'empirical:lengths.csv': lengths.csv, line 2: 'many'; use one" in done.err
     )
+
+
+def test_a_burstiness_without_gaps_is_refused_before_loading(tunebatch: Any, fake_model: list[str]) -> None:
+    Path("b.toml").write_text('[workload]\nname = "quickstart"\narrivals = "gamma"\nburstiness = 1e-6\n')
+    done = tunebatch("run", "-p", "b.toml")
+    assert done.code == 2 and fake_model == []
+    assert "burstiness is 1e-06; the nearest valid value is 0.001" in done.err
+
+
+def test_a_rate_at_which_nothing_ever_arrives(tunebatch: Any) -> None:
+    done = tunebatch("run", "--rate", "1e-310")
+    assert done.code == 2 and "would arrive at inf s, which is no time; use a higher rate" in done.err

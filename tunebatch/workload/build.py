@@ -18,6 +18,9 @@ from tunebatch.workload.traces import ReadOptions, TraceRow, mean_rate_per_s, re
 if TYPE_CHECKING:
     from tunebatch.workload.spec import WorkloadSpec
 
+# What can be stretched to any number of requests without an infinite factor.
+_LEAST_SPAN = 1e-300
+
 
 def build(
     spec: WorkloadSpec,
@@ -42,7 +45,8 @@ def build(
 
     Raises:
         TraceError: The trace cannot be read, or has none of the arrivals that are wanted.
-        ValueError: A request does not fit and may not be clipped, or has an id beyond the vocabulary.
+        ValueError: A request does not fit and may not be clipped, has an id beyond the vocabulary, or
+            would never arrive.
     """
     seed = spec.seed if seed is None else seed
     context = min(max_context, spec.max_context or max_context)
@@ -169,6 +173,11 @@ def _schedule(
 def _at_mean_rate(times: arrivals.Times) -> tuple[float, ...]:
     """Stretched so that the n-th request arrives at n, as ``vllm bench serve`` does: the sum of a few dozen
     random gaps is off by a tenth, and every rate that a run is given for would be too."""
+    if times[-1] < _LEAST_SPAN:
+        raise ValueError(
+            f"the gaps between {times.size} arrivals are too small to be told from 0; "
+            "use more requests or a higher burstiness"
+        )
     return tuple((times * (times.size / times[-1])).tolist())
 
 
