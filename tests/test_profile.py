@@ -51,6 +51,15 @@ REFUSED: list[tuple[str, str]] = [
     ("[search]\ntrials = 2.5", "[search] trials = 2.5"),
     ('[search]\ntime = "3"', "has no unit; did you mean 3s?"),
     ('[search]\nobjective = "capasity"', "did you mean 'capacity'?"),
+    (
+        "[search]\nseed = 4294966296",
+        "[search] seed = 4294966296: impossible; the nearest valid value is 4294966295",
+    ),
+    (
+        "[workload]\nseed = 5000000000",
+        "[workload] seed = 5000000000: impossible; the nearest valid value is 4294966295",
+    ),
+    ("[workload]\nseed = -1", "[workload] seed = -1: impossible; the nearest valid value is 0"),
     ("[device]\nutilization = 1.5", "the nearest valid value is 1.0"),
     ('[workload]\nprompt_token = "8"', "unknown key; did you mean 'prompt_tokens'?"),
     ("[workload]\nrate_per_s = -1", "[workload] rate_per_s = -1: input should be greater than 0"),

@@ -22,6 +22,9 @@ Objective = Literal["capacity", "throughput"]
 _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 _TIME_UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
+# Samplers take 32 bits, and a search counts up from its seed for fresh traffic.
+_LAST_SEED = 2**32 - 1 - 1000
+
 
 class ProfileError(ValueError):
     """A profile that cannot be used: file, key, value and the nearest valid one, in one line."""
@@ -96,7 +99,7 @@ class WorkloadSection(_Section):
     prompt_tokens: int | str | None = None
     output_tokens: int | str | None = None
     requests: Annotated[Integer, Field(ge=1)] | None = None
-    seed: Annotated[Integer, Field(ge=0)] | None = None
+    seed: Annotated[Integer, Field(ge=0, le=_LAST_SEED)] | None = None
     concurrency: Annotated[Integer, Field(ge=1)] | None = None
     think_time_s: Annotated[Number, Field(ge=0)] | None = None
     burst_size: Annotated[Integer, Field(ge=1)] | None = None
@@ -123,7 +126,7 @@ class SearchSection(_Section):
     objective: Objective = "capacity"
     trials: Integer = Field(40, ge=1)
     time: Annotated[float, BeforeValidator(parse_time)] = 180.0
-    seed: Integer = Field(0, ge=0)
+    seed: Integer = Field(0, ge=0, le=_LAST_SEED)
     confirm: Integer = Field(3, ge=1)
 
 

@@ -22,6 +22,7 @@ CASES = {
     "SLO form": (["run", "--slo", "p90_ttft=500ms"], ["has no '<='"]),
     "time": (["sweep", "--time", "3q"], ["unknown unit 'q'"]),
     "trials": (["sweep", "--trials", "0"], ["trials = 0", "nearest valid value is 1"]),
+    "seed": (["sweep", "--seed", "5000000000"], ["seed = 5000000000", "nearest valid value is 4294966295"]),
     "workload": (["run", "-w", "chatt"], ["unknown workload", "did you mean 'chat'"]),
     "batch beyond the slots": (["run", "--set", "max_batch_size=65"], ["there are 64 batch slots"]),
     "trace without its file": (["run", "-w", "azure"], ["azure is a format of traces", "--trace-file"]),
@@ -78,6 +79,16 @@ def test_a_prompt_longer_than_the_context(tunebatch: Any) -> None:
     )
     done = tunebatch("run", "-p", "long.toml")
     assert done.code == 2 and "exceed the context of 2048" in done.err
+
+
+@pytest.mark.parametrize("seed", ["4294966296", "-1"])
+def test_a_seed_that_no_sampler_takes_is_refused_before_loading(
+    tunebatch: Any, fake_model: list[str], seed: str
+) -> None:
+    for command in ("run", "compare", "sweep"):
+        done = tunebatch(command, "--seed", seed)
+        assert done.code == 2 and f"seed = {seed}: impossible; the nearest valid value is " in done.err
+    assert fake_model == []
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
