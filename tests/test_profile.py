@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tunebatch.cli.traffic import workload_spec
+from tunebatch.engine.strategies import STRATEGIES
 from tunebatch.profile import ProfileError, load_profile, parse_time, profile_names
 from tunebatch.workload.lengths import Empirical
 
@@ -32,6 +33,17 @@ def test_environment_lists_and_limits() -> None:
     profile = load_profile("quickstart", environ=environ)
     assert profile.search.strategies == ["static", "dynamic"]
     assert "p90_ttft<=80ms" in profile.slo.texts() and len(profile.slo) == 2
+
+
+@pytest.mark.parametrize("words", [["all"], ["all", "static"], ["static", "all"]])
+def test_all_anywhere_is_every_strategy(words: list[str]) -> None:
+    for given, environ in (
+        ({"search": {"strategies": words}}, {}),
+        ({}, {"TUNEBATCH_SEARCH_STRATEGIES": ",".join(words)}),
+    ):
+        assert load_profile("smoke", given, environ).search.strategies == list(STRATEGIES)
+    with pytest.raises(ProfileError, match="unknown strategy 'statik'; did you mean 'static'"):
+        load_profile("smoke", {"search": {"strategies": ["all", "statik"]}}, {})
 
 
 def test_limits_on_the_command_line_replace_the_files() -> None:

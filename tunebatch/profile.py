@@ -52,15 +52,15 @@ def parse_time(value: Any) -> float:
 
 
 def _words(value: Any) -> Any:
-    """``a,b`` from the environment or a flag; ``all`` is every strategy."""
+    """``a,b`` from the environment or a flag; ``all``, wherever it stands, is every strategy."""
     words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
     if not isinstance(words, list):
         return words
-    if words == ["all"]:
-        return list(STRATEGIES)
     for word in words:
-        if word not in STRATEGIES:
+        if word != "all" and word not in STRATEGIES:
             raise ValueError(f"unknown strategy {word!r}{nearest(word, STRATEGIES)}")
+    if "all" in words:
+        return list(STRATEGIES)
     if not words:
         raise ValueError(f"no strategy; at least one of {', '.join(STRATEGIES)}")
     return list(dict.fromkeys(words))
