@@ -97,6 +97,35 @@ def test_a_wrong_variable_is_named() -> None:
         load_profile("quickstart", environ={"TUNEBATCH_MODEL_DEVICE": "gpu"})
 
 
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("TUNEBATCH_WORKLOD_SEED", "TUNEBATCH_WORKLOAD_SEED"),
+        ("TUNEBATCH_SLOS_P90_TTFT", "TUNEBATCH_SLO_P90_TTFT"),
+        ("TUNEBATCH_NUM_BLOCKS", "TUNEBATCH_DEVICE_NUM_BLOCKS"),
+        ("TUNEBATCH_SEARCH", "TUNEBATCH_SEARCH_TIME"),
+        ("TUNEBATCH_DEBGU", "TUNEBATCH_DEBUG"),
+    ],
+)
+def test_a_variable_that_sets_nothing_is_refused(variable: str, meant: str) -> None:
+    with pytest.raises(ProfileError) as error:
+        load_profile("quickstart", environ={variable: "1"})
+    assert str(error.value).startswith(
+        f"environment {variable} = '1': no such setting; did you mean {meant}?"
+    )
+    assert "\n" not in str(error.value)
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    others = {"TUNEBATCH_DEBUG": "1", "TUNEBATCHER_SEED": "1", "TUNEBATCH": "x", "SEARCH_SEED": "9"}
+    assert load_profile("quickstart", environ=others).search.seed == 0
+
+
+def test_a_mistyped_key_in_the_environment_is_refused() -> None:
+    with pytest.raises(ProfileError, match=r"environment TUNEBATCH_WORKLOAD_SED: .*did you mean 'seed'"):
+        load_profile("quickstart", environ={"TUNEBATCH_WORKLOAD_SED": "1"})
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("3m", 180), ("1.5h", 5400), ("2 min", 120)])
 def test_times(text: Any, seconds: float) -> None:
     assert parse_time(text) == seconds

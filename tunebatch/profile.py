@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tunebatch.engine.strategies import STRATEGIES
-from tunebatch.measure.limits import Slo, SloError, parse_slo
+from tunebatch.measure.limits import METRICS, STATISTICS, Slo, SloError, parse_slo
 
 Values = dict[str, dict[str, Any]]
 Objective = Literal["capacity", "throughput"]
@@ -154,6 +154,8 @@ _SECTIONS: dict[str, type[_Section] | None] = {
     "search": SearchSection,
     "device": DeviceSection,
 }
+_SLO_KEYS = [f"{statistic}_{metric}" for statistic in STATISTICS for metric in METRICS]
+_OTHER_VARIABLES = ("TUNEBATCH_DEBUG",)  # that are not a profile's business
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,13 +275,29 @@ def _from_environment(environ: Mapping[str, str]) -> Values:
     for variable in sorted(environ):
         prefix, _, rest = variable.partition("_")
         section, _, key = rest.lower().partition("_")
-        if prefix == "TUNEBATCH" and section in _SECTIONS and key:
-            values.setdefault(section, {})[key] = environ[variable]
+        if prefix != "TUNEBATCH" or not rest or variable in _OTHER_VARIABLES:
+            continue
+        if section not in _SECTIONS or not key:
+            close = difflib.get_close_matches(variable.upper(), _variables(), n=1, cutoff=0.0)
+            raise ProfileError(
+                f"environment {variable} = {environ[variable]!r}: no such setting; did you mean {close[0]}? "
+                "(TUNEBATCH_, a profile's section, _ and a key in it)"
+            )
+        values.setdefault(section, {})[key] = environ[variable]
     return values
 
 
+def _variables() -> list[str]:
+    keys = [
+        f"{section}_{key}"
+        for section, model in _SECTIONS.items()
+        for key in (model.model_fields if model is not None else _SLO_KEYS)
+    ]
+    return [*_OTHER_VARIABLES, *(f"TUNEBATCH_{key.upper()}" for key in keys)]
+
+
 def _variable(section: str, key: str) -> str:
-    return f"environment TUNEBATCH_{section}_{key}".upper().replace("ENVIRONMENT", "environment")
+    return f"environment TUNEBATCH_{section.upper()}_{key.upper()}"
 
 
 def _flag(section: str, key: str) -> str:
