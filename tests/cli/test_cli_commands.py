@@ -233,3 +233,39 @@ def test_saved_results_are_told_apart_by_their_folders(tunebatch: Any) -> None:
     done = tunebatch("compare", "before", "after/result.json")
     assert done.code == 0, done.err
     assert "static (before)" in done.out and "static (after)" in done.out
+
+
+def test_a_sweep_goes_on_from_another_working_folder(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path("mine.toml").write_text('[search]\nstrategies = ["static"]\ntrials = 1\nconfirm = 1\n')
+    rows = [f'{{"arrival_s": {n}, "prompt_tokens": 9, "output_tokens": 4}}' for n in range(80)]
+    Path("t.jsonl").write_text("\n".join(rows) + "\n")
+    arguments = ["-p", "mine.toml", "--trace-file", "t.jsonl", "--slo", "p90_ttft<=1min"]
+    done = tunebatch("sweep", *arguments, "-o", "here")
+    assert done.code == 0, done.err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for profile in ([], ["-p", "../mine.toml"]):
+        again = tunebatch("sweep", "--resume", "../here", *profile, "--json")
+        assert again.code == 0, again.err
+        assert len(json.loads(again.out)["trials"]) == 1
+
+
+def test_a_sweep_of_a_model_in_a_folder_knows_it_from_anywhere(
+    tunebatch: Any, fake_model: list[str], tmp_path: Path
+) -> None:
+    Path("model").mkdir()
+    tunebatch("sweep", "-m", "./model")
+    tunebatch("sweep", "-m", "owner/name")
+    assert fake_model == [f"load {tmp_path.resolve() / 'model'}", "load owner/name"]
+
+
+@pytest.mark.parametrize("profile", ["quickstart", "chat-p99", "mine.toml"])
+def test_a_sweep_does_not_go_on_with_another_profile(tunebatch: Any, profile: str) -> None:
+    assert tunebatch(*QUICK_SWEEP, "-o", "here").code == 0
+    Path("mine.toml").write_text("")
+    done = tunebatch("sweep", "--resume", "here", "--profile", profile)
+    assert done.code == 2 and done.out == ""
+    assert "was begun with --profile smoke; leave out --profile " + profile in done.err
+    assert tunebatch("sweep", "--resume", "here", "--profile", "smoke", "-q").code == 0
