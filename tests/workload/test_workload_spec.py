@@ -156,6 +156,15 @@ def test_clipping_is_counted():
     assert lengths(make(replace(spec, max_context=9999), 300)) == lengths(clipped)
 
 
+def test_a_small_kv_cache_clips_as_a_small_context_does():
+    spec = replace(SPEC, prompt_lengths=Uniform(100, 400), output_lengths=Uniform(1, 300))
+    clipped = make(spec, kv_tokens=300)
+    assert clipped.requests == make(spec, context=300).requests
+    assert clipped.notes[0].endswith("requests were clipped to the KV cache of 300 tokens")
+    assert make(spec, context=300, kv_tokens=301).notes == make(spec, context=300).notes
+    assert make(replace(spec, clip=False), kv_tokens=300).requests == make(spec).requests
+
+
 def test_clipping_can_be_forbidden():
     spec = replace(SPEC, prompt_lengths=Fixed(200), output_lengths=Fixed(150), clip=False)
     assert make(spec, context=350).notes == ()
