@@ -77,11 +77,29 @@ def test_saved_results_side_by_side(tunebatch: Any) -> None:
     assert [one["tunebatch"]["strategy"] for one in both["results"]] == ["static", "continuous"]
 
 
-def test_results_of_other_work_are_not_comparable(tunebatch: Any) -> None:
-    tunebatch("run", "-o", "a")
-    tunebatch("run", "-o", "b", "--seed", "5")
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (["--seed", "5"], "another workload, seed 5, not 0"),
+        (["-n", "80"], "another workload, requests 80, not 70"),
+        (
+            ["-n", "80", "--rate", "3"],
+            "rate 3.0, not none; requests 80, not 70",
+        ),
+        (["-p", "mine.toml"], "same rate, seed and number of requests, but other prompts, lengths or times"),
+    ],
+)
+def test_results_of_other_work_are_not_comparable(tunebatch: Any, changed: list[str], told: str) -> None:
+    Path("mine.toml").write_text('[workload]\nname = "quickstart"\nrequests = 70\nprompt_tokens = 9\n')
+    slo = ["--slo", "p90_ttft<=1s"]
+    tunebatch("run", "-o", "a", *slo)
+    tunebatch("run", "-o", "b", *slo, *changed)
     done = tunebatch("compare", "a", "b")
-    assert done.code == 5 and "not comparable" in done.err and "workload" in done.err
+    assert done.code == 5 and done.out == "" and len(done.err.splitlines()) == 1
+    assert "b is not comparable with a: another workload, " in done.err and told in done.err
+    for folder in ("a", "b"):
+        kept = json.loads(Path(folder, "result.json").read_text())["tunebatch"]["workload"]
+        assert kept["fingerprint"] not in done.err
 
 
 def test_a_sweep_finds_a_winner_and_resumes(tunebatch: Any) -> None:
