@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from tunebatch.cli.traffic import workload_spec
+from tunebatch.engine.strategies import STRATEGIES
 from tunebatch.profile import ProfileError, load_profile, parse_time, profile_names
+from tunebatch.workload.lengths import Empirical
 
 
 @pytest.mark.parametrize("name", ["quickstart", "smoke", "chat-p99"])
@@ -33,6 +35,17 @@ def test_environment_lists_and_limits() -> None:
     assert "p90_ttft<=80ms" in profile.slo.texts() and len(profile.slo) == 2
 
 
+@pytest.mark.parametrize("words", [["all"], ["all", "static"], ["static", "all"]])
+def test_all_anywhere_is_every_strategy(words: list[str]) -> None:
+    for given, environ in (
+        ({"search": {"strategies": words}}, {}),
+        ({}, {"TUNEBATCH_SEARCH_STRATEGIES": ",".join(words)}),
+    ):
+        assert load_profile("smoke", given, environ).search.strategies == list(STRATEGIES)
+    with pytest.raises(ProfileError, match="unknown strategy 'statik'; did you mean 'static'"):
+        load_profile("smoke", {"search": {"strategies": ["all", "statik"]}}, {})
+
+
 def test_limits_on_the_command_line_replace_the_files() -> None:
     assert load_profile("quickstart", {"slo": {"p50_e2e": "3s"}}, {}).slo.texts() == ["p50_e2e<=3s"]
 
@@ -50,6 +63,15 @@ REFUSED: list[tuple[str, str]] = [
     ("[search]\ntrials = 2.5", "[search] trials = 2.5"),
     ('[search]\ntime = "3"', "has no unit; did you mean 3s?"),
     ('[search]\nobjective = "capasity"', "did you mean 'capacity'?"),
+    (
+        "[search]\nseed = 4294966296",
+        "[search] seed = 4294966296: impossible; the nearest valid value is 4294966295",
+    ),
+    (
+        "[workload]\nseed = 5000000000",
+        "[workload] seed = 5000000000: impossible; the nearest valid value is 4294966295",
+    ),
+    ("[workload]\nseed = -1", "[workload] seed = -1: impossible; the nearest valid value is 0"),
     ("[device]\nutilization = 1.5", "the nearest valid value is 1.0"),
     ('[workload]\nprompt_token = "8"', "unknown key; did you mean 'prompt_tokens'?"),
     ("[workload]\nrate_per_s = -1", "[workload] rate_per_s = -1: input should be greater than 0"),
@@ -75,6 +97,62 @@ def test_a_wrong_variable_is_named() -> None:
         load_profile("quickstart", environ={"TUNEBATCH_MODEL_DEVICE": "gpu"})
 
 
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("TUNEBATCH_WORKLOD_SEED", "TUNEBATCH_WORKLOAD_SEED"),
+        ("TUNEBATCH_SLOS_P90_TTFT", "TUNEBATCH_SLO_P90_TTFT"),
+        ("TUNEBATCH_NUM_BLOCKS", "TUNEBATCH_DEVICE_NUM_BLOCKS"),
+        ("TUNEBATCH_SEARCH", "TUNEBATCH_SEARCH_TIME"),
+        ("TUNEBATCH_DEBGU", "TUNEBATCH_DEBUG"),
+    ],
+)
+def test_a_variable_that_sets_nothing_is_refused(variable: str, meant: str) -> None:
+    with pytest.raises(ProfileError) as error:
+        load_profile("quickstart", environ={variable: "1"})
+    assert str(error.value).startswith(
+        f"environment {variable} = '1': no such setting; did you mean {meant}?"
+    )
+    assert "\n" not in str(error.value)
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    others = {"TUNEBATCH_DEBUG": "1", "TUNEBATCHER_SEED": "1", "TUNEBATCH": "x", "SEARCH_SEED": "9"}
+    assert load_profile("quickstart", environ=others).search.seed == 0
+
+
+def test_a_mistyped_key_in_the_environment_is_refused() -> None:
+    with pytest.raises(ProfileError, match=r"environment TUNEBATCH_WORKLOAD_SED: .*did you mean 'seed'"):
+        load_profile("quickstart", environ={"TUNEBATCH_WORKLOAD_SED": "1"})
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("3m", 180), ("1.5h", 5400), ("2 min", 120)])
 def test_times(text: Any, seconds: float) -> None:
     assert parse_time(text) == seconds
+
+
+LENGTHS = """[workload]
+arrivals = "constant"
+rate_per_s = 1
+requests = 3
+prompt_tokens = "Empirical: lengths.txt"
+output_tokens = "Empirical: here.txt"
+"""
+
+
+def test_files_are_beside_the_profile_or_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p").mkdir()
+    for name, length in (("p/lengths.txt", 11), ("lengths.txt", 12), ("here.txt", 13)):
+        (tmp_path / name).write_text(f"{length}\n")
+    (tmp_path / "p/p.toml").write_text(LENGTHS)
+    monkeypatch.chdir(tmp_path)
+    spec = workload_spec(load_profile("p/p.toml", environ={}))
+    assert (spec.prompt_lengths, spec.output_lengths) == (Empirical((11,)), Empirical((13,)))
+    environ = {"TUNEBATCH_WORKLOAD_PROMPT_TOKENS": "empirical:lengths.txt"}
+    assert workload_spec(load_profile("p/p.toml", environ=environ)).prompt_lengths == Empirical((12,))
+    (tmp_path / "p/t.toml").write_text('[workload]\ntrace_file = "lengths.txt"\n')
+    assert load_profile("p/t.toml", environ={}).workload.trace_file == "p/lengths.txt"
+    flags = {"workload": {"trace_file": "lengths.txt"}}
+    assert load_profile("p/t.toml", flags, {}).workload.trace_file == "lengths.txt"

@@ -14,13 +14,16 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tunebatch.engine.strategies import STRATEGIES
-from tunebatch.measure.limits import Slo, SloError, parse_slo
+from tunebatch.measure.limits import METRICS, STATISTICS, Slo, SloError, parse_slo
 
 Values = dict[str, dict[str, Any]]
 Objective = Literal["capacity", "throughput"]
 
 _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 _TIME_UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+
+# Samplers take 32 bits, and a search counts up from its seed for fresh traffic.
+_LAST_SEED = 2**32 - 1 - 1000
 
 
 class ProfileError(ValueError):
@@ -49,15 +52,15 @@ def parse_time(value: Any) -> float:
 
 
 def _words(value: Any) -> Any:
-    """``a,b`` from the environment or a flag; ``all`` is every strategy."""
+    """``a,b`` from the environment or a flag; ``all``, wherever it stands, is every strategy."""
     words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
     if not isinstance(words, list):
         return words
-    if words == ["all"]:
-        return list(STRATEGIES)
     for word in words:
-        if word not in STRATEGIES:
+        if word != "all" and word not in STRATEGIES:
             raise ValueError(f"unknown strategy {word!r}{nearest(word, STRATEGIES)}")
+    if "all" in words:
+        return list(STRATEGIES)
     if not words:
         raise ValueError(f"no strategy; at least one of {', '.join(STRATEGIES)}")
     return list(dict.fromkeys(words))
@@ -96,7 +99,7 @@ class WorkloadSection(_Section):
     prompt_tokens: int | str | None = None
     output_tokens: int | str | None = None
     requests: Annotated[Integer, Field(ge=1)] | None = None
-    seed: Annotated[Integer, Field(ge=0)] | None = None
+    seed: Annotated[Integer, Field(ge=0, le=_LAST_SEED)] | None = None
     concurrency: Annotated[Integer, Field(ge=1)] | None = None
     think_time_s: Annotated[Number, Field(ge=0)] | None = None
     burst_size: Annotated[Integer, Field(ge=1)] | None = None
@@ -123,7 +126,7 @@ class SearchSection(_Section):
     objective: Objective = "capacity"
     trials: Integer = Field(40, ge=1)
     time: Annotated[float, BeforeValidator(parse_time)] = 180.0
-    seed: Integer = Field(0, ge=0)
+    seed: Integer = Field(0, ge=0, le=_LAST_SEED)
     confirm: Integer = Field(3, ge=1)
 
 
@@ -151,6 +154,8 @@ _SECTIONS: dict[str, type[_Section] | None] = {
     "search": SearchSection,
     "device": DeviceSection,
 }
+_SLO_KEYS = [f"{statistic}_{metric}" for statistic in STATISTICS for metric in METRICS]
+_OTHER_VARIABLES = ("TUNEBATCH_DEBUG",)  # that are not a profile's business
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +248,21 @@ def _read(path_or_name: str | os.PathLike[str]) -> tuple[Values, str, str]:
     for section, keys in values.items():
         if section in _SECTIONS and not isinstance(keys, dict):
             raise ProfileError(f"{path}: {section} = {keys!r}: must be a section; write [{section}]")
+    _locate_files(values.get("workload", {}), path.parent)
     return values, str(path), path.stem
+
+
+def _locate_files(workload: dict[str, Any], folder: Path) -> None:
+    """A file that lies beside the profile is meant before one in the working folder."""
+    for key in ("trace_file", "prompt_tokens", "output_tokens"):
+        law, colon, file = "", "", str(workload.get(key, ""))
+        if key != "trace_file":
+            law, colon, file = file.partition(":")
+            if law.strip().lower() != "empirical":
+                continue
+        beside = folder / file.strip()
+        if beside.is_file():
+            workload[key] = f"{law}{colon}{beside}"
 
 
 def _profiles_folder() -> Path:
@@ -256,13 +275,29 @@ def _from_environment(environ: Mapping[str, str]) -> Values:
     for variable in sorted(environ):
         prefix, _, rest = variable.partition("_")
         section, _, key = rest.lower().partition("_")
-        if prefix == "TUNEBATCH" and section in _SECTIONS and key:
-            values.setdefault(section, {})[key] = environ[variable]
+        if prefix != "TUNEBATCH" or not rest or variable in _OTHER_VARIABLES:
+            continue
+        if section not in _SECTIONS or not key:
+            close = difflib.get_close_matches(variable.upper(), _variables(), n=1, cutoff=0.0)
+            raise ProfileError(
+                f"environment {variable} = {environ[variable]!r}: no such setting; did you mean {close[0]}? "
+                "(TUNEBATCH_, a profile's section, _ and a key in it)"
+            )
+        values.setdefault(section, {})[key] = environ[variable]
     return values
 
 
+def _variables() -> list[str]:
+    keys = [
+        f"{section}_{key}"
+        for section, model in _SECTIONS.items()
+        for key in (model.model_fields if model is not None else _SLO_KEYS)
+    ]
+    return [*_OTHER_VARIABLES, *(f"TUNEBATCH_{key.upper()}" for key in keys)]
+
+
 def _variable(section: str, key: str) -> str:
-    return f"environment TUNEBATCH_{section}_{key}".upper().replace("ENVIRONMENT", "environment")
+    return f"environment TUNEBATCH_{section.upper()}_{key.upper()}"
 
 
 def _flag(section: str, key: str) -> str:

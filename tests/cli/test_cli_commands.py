@@ -81,11 +81,29 @@ def test_saved_results_side_by_side(tunebatch: Any) -> None:
     assert [one["tunebatch"]["strategy"] for one in both["results"]] == ["static", "continuous"]
 
 
-def test_results_of_other_work_are_not_comparable(tunebatch: Any) -> None:
-    tunebatch("run", "-o", "a")
-    tunebatch("run", "-o", "b", "--seed", "5")
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (["--seed", "5"], "another workload, seed 5, not 0"),
+        (["-n", "80"], "another workload, requests 80, not 70"),
+        (
+            ["-n", "80", "--rate", "3"],
+            "rate 3.0, not none; requests 80, not 70",
+        ),
+        (["-p", "mine.toml"], "same rate, seed and number of requests, but other prompts, lengths or times"),
+    ],
+)
+def test_results_of_other_work_are_not_comparable(tunebatch: Any, changed: list[str], told: str) -> None:
+    Path("mine.toml").write_text('[workload]\nname = "quickstart"\nrequests = 70\nprompt_tokens = 9\n')
+    slo = ["--slo", "p90_ttft<=1s"]
+    tunebatch("run", "-o", "a", *slo)
+    tunebatch("run", "-o", "b", *slo, *changed)
     done = tunebatch("compare", "a", "b")
-    assert done.code == 5 and "not comparable" in done.err and "workload" in done.err
+    assert done.code == 5 and done.out == "" and len(done.err.splitlines()) == 1
+    assert "b is not comparable with a: another workload, " in done.err and told in done.err
+    for folder in ("a", "b"):
+        kept = json.loads(Path(folder, "result.json").read_text())["tunebatch"]["workload"]
+        assert kept["fingerprint"] not in done.err
 
 
 def test_a_sweep_finds_a_winner_and_resumes(tunebatch: Any) -> None:
@@ -359,3 +377,39 @@ def test_a_sweep_does_not_go_on_under_other_conditions(tunebatch: Any) -> None:
         (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
         assert f"here holds a sweep with {name} = " in line
     assert tunebatch("sweep", "--resume", "here").code == 0
+
+
+def test_a_sweep_goes_on_from_another_working_folder(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path("mine.toml").write_text('[search]\nstrategies = ["static"]\ntrials = 1\nconfirm = 1\n')
+    rows = [f'{{"arrival_s": {n}, "prompt_tokens": 9, "output_tokens": 4}}' for n in range(80)]
+    Path("t.jsonl").write_text("\n".join(rows) + "\n")
+    arguments = ["-p", "mine.toml", "--trace-file", "t.jsonl", "--slo", "p90_ttft<=1min"]
+    done = tunebatch("sweep", *arguments, "-o", "here")
+    assert done.code == 0, done.err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for profile in ([], ["-p", "../mine.toml"]):
+        again = tunebatch("sweep", "--resume", "../here", *profile, "--json")
+        assert again.code == 0, again.err
+        assert len(json.loads(again.out)["trials"]) == 1
+
+
+def test_a_sweep_of_a_model_in_a_folder_knows_it_from_anywhere(
+    tunebatch: Any, fake_model: list[str], tmp_path: Path
+) -> None:
+    Path("model").mkdir()
+    tunebatch("sweep", "-m", "./model")
+    tunebatch("sweep", "-m", "owner/name")
+    assert fake_model == [f"load {tmp_path.resolve() / 'model'}", "load owner/name"]
+
+
+@pytest.mark.parametrize("profile", ["quickstart", "chat-p99", "mine.toml"])
+def test_a_sweep_does_not_go_on_with_another_profile(tunebatch: Any, profile: str) -> None:
+    assert tunebatch(*QUICK_SWEEP, "-o", "here").code == 0
+    Path("mine.toml").write_text("")
+    done = tunebatch("sweep", "--resume", "here", "--profile", profile)
+    assert done.code == 2 and done.out == ""
+    assert "was begun with --profile smoke; leave out --profile " + profile in done.err
+    assert tunebatch("sweep", "--resume", "here", "--profile", "smoke", "-q").code == 0

@@ -54,3 +54,41 @@ def test_a_sweep_goes_on_and_finds_what_fits(tunebatch: Any) -> None:
     assert too_large and len(too_large) < len(trials) == 8
     assert all(trial["binding"].startswith("device memory in a step of ") for trial in too_large)
     assert all(trial["knobs"]["max_batch_size"] > 8 for trial in too_large)
+
+
+@pytest.mark.parametrize("name", ["chat", "code", "summarize", "offline"])
+def test_a_named_workload_shrinks_to_the_kv_cache(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(FakeExecutor, "num_blocks", 40)
+    done = tunebatch("run", "sequential", "-w", name, "-n", "200", "-o", "here")
+    assert done.code == 0, done.err
+    assert "to fit a KV cache of 640 tokens" in done.out
+    with Path("here/requests.csv").open() as file:
+        assert len(file.readlines()) == 201
+
+
+def test_a_trace_is_clipped_to_the_kv_cache(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeExecutor, "num_blocks", 40)
+    rows = [f'{{"arrival_s": {n}, "prompt_tokens": {600 + n}, "output_tokens": 40}}' for n in range(3)]
+    Path("t.jsonl").write_text("\n".join(rows))
+    done = tunebatch("run", "sequential", "--trace-file", "t.jsonl", "-o", "here")
+    assert done.code == 0 and "2 of 3 requests were clipped to the KV cache of 640 tokens" in done.out, done
+
+
+def test_what_the_kv_cache_cannot_hold_is_told_with_the_remedy(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, fake_model: list[str]
+) -> None:
+    monkeypatch.setattr(FakeExecutor, "num_blocks", 40)
+    Path("mine.toml").write_text(
+        '[workload]\nname = "quickstart"\nclip = false\nprompt_tokens = 600\noutput_tokens = 57\n'
+    )
+    for command in ("run", "compare", "sweep"):
+        done = tunebatch(command, "-p", "mine.toml", "--slo", "p50_ttft<=1s")
+        assert done.code == 2 and "same tokens" not in fake_model
+        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert "request 0: 657 tokens do not fit into a KV cache of 40 blocks of 16" in line
+        assert "[device] num_blocks = 41 " in line and "TUNEBATCH_DEVICE_NUM_BLOCKS=41" in line
+        assert "clip = true" in line
+    monkeypatch.setattr(FakeExecutor, "num_blocks", 41)
+    assert tunebatch("run", "sequential", "-p", "mine.toml", "-q").code == 0

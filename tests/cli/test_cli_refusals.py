@@ -22,6 +22,7 @@ CASES = {
     "SLO form": (["run", "--slo", "p90_ttft=500ms"], ["has no '<='"]),
     "time": (["sweep", "--time", "3q"], ["unknown unit 'q'"]),
     "trials": (["sweep", "--trials", "0"], ["trials = 0", "nearest valid value is 1"]),
+    "seed": (["sweep", "--seed", "5000000000"], ["seed = 5000000000", "nearest valid value is 4294966295"]),
     "workload": (["run", "-w", "chatt"], ["unknown workload", "did you mean 'chat'"]),
     "batch beyond the slots": (["run", "--set", "max_batch_size=65"], ["there are 64 batch slots"]),
     "trace without its file": (["run", "-w", "azure"], ["azure is a format of traces", "--trace-file"]),
@@ -80,6 +81,16 @@ def test_a_prompt_longer_than_the_context(tunebatch: Any) -> None:
     assert done.code == 2 and "exceed the context of 2048" in done.err
 
 
+@pytest.mark.parametrize("seed", ["4294966296", "-1"])
+def test_a_seed_that_no_sampler_takes_is_refused_before_loading(
+    tunebatch: Any, fake_model: list[str], seed: str
+) -> None:
+    for command in ("run", "compare", "sweep"):
+        done = tunebatch(command, "--seed", seed)
+        assert done.code == 2 and f"seed = {seed}: impossible; the nearest valid value is " in done.err
+    assert fake_model == []
+
+
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_a_percentile_that_the_requests_cannot_carry_is_refused_before_loading(
     tunebatch: Any, fake_model: list[str], dry: list[str]
@@ -88,3 +99,25 @@ def test_a_percentile_that_the_requests_cannot_carry_is_refused_before_loading(
     assert done.code == 2
     assert "p99_ttft needs at least 662 requests" in done.err and "--requests 662" in done.err
     assert fake_model == []
+
+
+def test_a_broken_line_of_a_file_of_lengths(tunebatch: Any, fake_model: list[str]) -> None:
+    Path("lengths.csv").write_text("12\nmany\n")
+    Path("mine.toml").write_text('[workload]\nname = "quickstart"\nprompt_tokens = "empirical:lengths.csv"\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    assert done.code == 2 and fake_model == []
+    assert (
+        "[workload] prompt_tokens 'empirical:lengths.csv': lengths.csv, line 2: 'many'; use one" in done.err
+    )
+
+
+def test_a_burstiness_without_gaps_is_refused_before_loading(tunebatch: Any, fake_model: list[str]) -> None:
+    Path("b.toml").write_text('[workload]\nname = "quickstart"\narrivals = "gamma"\nburstiness = 1e-6\n')
+    done = tunebatch("run", "-p", "b.toml")
+    assert done.code == 2 and fake_model == []
+    assert "burstiness is 1e-06; the nearest valid value is 0.001" in done.err
+
+
+def test_a_rate_at_which_nothing_ever_arrives(tunebatch: Any) -> None:
+    done = tunebatch("run", "--rate", "1e-310")
+    assert done.code == 2 and "would arrive at inf s, which is no time; use a higher rate" in done.err

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from tunebatch.cli.session import Session
+from tunebatch.cli.tokenizer import text_to_ids
+from tunebatch.models import bundled_target
 
 SLO = ["--slo", "p99_ttft<=2s", "--slo", "p99_tpot<=100ms"]
 
@@ -97,3 +104,78 @@ def test_clients_that_hang_up_are_told_and_end_no_sweep(tunebatch: Any) -> None:
     done = tunebatch("sweep", *call, "--strategy", "sequential", "--start-rate", "9", "-o", "swept")
     assert done.code == 0, done.err
     assert "hung up" in done.out
+
+
+def texts(path: str) -> str:
+    rows = [
+        f'{{"arrival_s": {n}, "text": "def f(x):\\n    return {n}", "output_tokens": 4}}' for n in range(3)
+    ]
+    Path(path).write_text("\n".join(rows) + "\n")
+    return path
+
+
+def served_prompts(tunebatch: Any, *arguments: str) -> list[tuple[int, ...]]:
+    seen: list[tuple[int, ...]] = []
+    whole = Session.measure_as_asked
+
+    def measure(self: Session, chosen: Any, rate: float | None) -> Any:
+        seen.extend(request.prompt for request in self.workload().requests)
+        return whole(self, chosen, rate)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "measure_as_asked", measure)
+        done = tunebatch("run", *arguments, "-o", "here")
+    assert done.code == 0, done.err
+    return seen
+
+
+def test_prompts_in_words_go_through_the_models_own_tokenizer(tunebatch: Any) -> None:
+    prompts = served_prompts(tunebatch, "--trace-file", texts("t.jsonl"))
+    own = Tokenizer.from_file(str(bundled_target() / "tokenizer.json"))
+    assert [own.decode(list(prompt)) for prompt in prompts] == [
+        f"def f(x):\n    return {n}" for n in range(3)
+    ]
+
+
+def test_a_folder_without_tokenizer_json_is_transformers_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("slow")
+    shutil.copytree(bundled_target(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    expected = text_to_ids(str(folder))("import os")
+    whole = AutoTokenizer.from_pretrained(folder)
+    (folder / "tokenizer.json").unlink()
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: whole)
+    assert text_to_ids("./slow")("import os") == expected != ()
+
+
+def test_a_tokenizer_cuts_and_fills_no_prompt(tmp_path: Path) -> None:
+    own = Tokenizer.from_file(str(bundled_target() / "tokenizer.json"))
+    own.enable_truncation(2)
+    own.enable_padding(length=64)
+    own.save(str(tmp_path / "tokenizer.json"))
+    assert text_to_ids(str(tmp_path))("def f(x): return x") == text_to_ids("bundled")("def f(x): return x")
+
+
+def test_half_a_character_is_told_with_file_and_row(tunebatch: Any) -> None:
+    Path("t.jsonl").write_text('{"arrival_s": 0, "text": "\\ud800", "output_tokens": 4}\n')
+    done = tunebatch("run", "--trace-file", "t.jsonl")
+    assert done.code == 2 and "t.jsonl, line 1: a text prompt, but" in done.err
+    assert "surrogates not allowed" in done.err
+
+
+@pytest.mark.parametrize("broken", [None, "{}"])
+def test_a_model_without_a_tokenizer_is_told_with_file_and_row(
+    tunebatch: Any, fake_model: list[str], broken: str | None
+) -> None:
+    Path("mute").mkdir()
+    if broken is not None:
+        Path("mute/tokenizer.json").write_text(broken)
+    Path("t.jsonl").write_text('{"arrival_s": 0, "prompt_tokens": 9, "output_tokens": 4}\n')
+    assert "tokenizer" not in tunebatch("run", "-m", "./mute", "--trace-file", "t.jsonl").err
+    fake_model.clear()
+    with Path("t.jsonl").open("a") as file:
+        file.write('{"arrival_s": 0, "text": "hello", "output_tokens": 4}\n')
+    done = tunebatch("run", "-m", "./mute", "--trace-file", "t.jsonl")
+    assert done.code == 2 and fake_model == []
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: t.jsonl, line 2: a text prompt, but model ")
+    assert "mute has no tokenizer that can be read" in line and line.endswith("or 'prompt_tokens'")

@@ -98,7 +98,7 @@ def test_texts(text, law):
     [
         ("unifrom:16-256", "did you mean 'uniform:16-256'"),
         ("16-256", "did you mean 'uniform:16-256'"),
-        ("zipf:3", "use '128', 'uniform:16-256' or 'lognormal:p50=417,p90=1678'"),
+        ("zipf:3", "use '128', 'uniform:16-256', 'lognormal:p50=417,p90=1678' or 'empirical:FILE'"),
         ("", "use '128'"),
         ("0", "at least 1"),
         ("-5", "use '128'"),
@@ -116,6 +116,9 @@ def test_texts(text, law):
         ("lognormal:400,1600", "not key=value"),
         ("lognormal:p50=nan,p90=3", "'nan' is not a number"),
         ("lognormal:p50=0,sigma=1", "above 0"),
+        ("empirical", "use 'empirical:FILE'"),
+        ("empirical: ", "no file; use 'empirical:FILE'"),
+        ("empirical:nowhere.csv", "nowhere.csv: cannot be read: no such file"),
     ],
 )
 def test_wrong_texts_say_where_what_and_the_valid_form(text, hint):
@@ -139,3 +142,52 @@ def test_wrong_texts_say_where_what_and_the_valid_form(text, hint):
 def test_impossible_laws_are_refused(make):
     with pytest.raises(ValueError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("text", "law"),
+    [
+        ("5\n50\n\n500", Empirical((5, 50, 500))),
+        ("\ufeff5\r\n 050 \r\n", Empirical((5, 50))),
+        ("5,1\n50, 2.5\n500\n", Empirical((5, 50, 500), (1.0, 2.5, 1.0))),
+        ("5,0\n50,.5", Empirical((5, 50), (0.0, 0.5))),
+    ],
+)
+def test_a_file_of_lengths_is_a_law(tmp_path, text, law):
+    path = tmp_path / "Lengths of Mine.csv"
+    path.write_bytes(text.encode())
+    assert parse_length(f"empirical:{path}") == law
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", ": no length; use one whole number of tokens a line"),
+        ("5\n\ntokens\n", ", line 3: 'tokens'; use one whole number of tokens a line"),
+        ("5\n-3", ", line 2: '-3'"),
+        ("5\n3.5", ", line 2: '3.5'"),
+        ("5\n3,-1", ", line 2: '3,-1'"),
+        ("5\n3,nan", ", line 2: '3,nan'"),
+        ("5\n3,1,1", ", line 2: '3,1,1'"),
+        ("5\x0c\n0", ", line 2: a length of 0; the nearest valid one is 1"),
+        (
+            f"5\n{'9' * 5000}",
+            ", line 2: a length of 99999999999999999999; the nearest valid one is 1099511627776",
+        ),
+        ("5,0\n6,0", ": weights must be 0 or more, and one of them above 0"),
+        (f"5,{'9' * 400}\n6", ": weights must be"),
+    ],
+)
+def test_a_line_that_is_no_length_is_named(tmp_path, text, told):
+    path = tmp_path / "lengths.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        parse_length(f"empirical:{path}", "output_tokens")
+    message = str(caught.value)
+    assert message.startswith(f"output_tokens 'empirical:{path}': {path}{told}") and "\n" not in message
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="x: not a text; use"):
+        parse_length(f"empirical:{tmp_path / 'x'}")

@@ -70,6 +70,14 @@ def test_what_fits_is_left_alone():
     assert scaled_to(trace, 16) is trace
 
 
+def test_a_small_kv_cache_shrinks_lengths_as_a_small_context_does():
+    chat = NAMED["chat"]
+    scaled = scaled_to(chat, 4096, 640)
+    assert scaled.prompt_lengths == scaled_to(chat, 640).prompt_lengths != chat.prompt_lengths
+    assert scaled.notes == (scaled_to(chat, 640).notes[0].replace("a context of", "a KV cache of"),)
+    assert scaled_to(chat, 640, 4096) == scaled_to(chat, 640)
+
+
 def test_the_quickstart_is_short():
     workload = build(NAMED["quickstart"], RandomPrompts(4096), 2048)
     assert len(workload.requests) == 64 and workload.notes == ()

@@ -156,6 +156,15 @@ def test_clipping_is_counted():
     assert lengths(make(replace(spec, max_context=9999), 300)) == lengths(clipped)
 
 
+def test_a_small_kv_cache_clips_as_a_small_context_does():
+    spec = replace(SPEC, prompt_lengths=Uniform(100, 400), output_lengths=Uniform(1, 300))
+    clipped = make(spec, kv_tokens=300)
+    assert clipped.requests == make(spec, context=300).requests
+    assert clipped.notes[0].endswith("requests were clipped to the KV cache of 300 tokens")
+    assert make(spec, context=300, kv_tokens=301).notes == make(spec, context=300).notes
+    assert make(replace(spec, clip=False), kv_tokens=300).requests == make(spec).requests
+
+
 def test_clipping_can_be_forbidden():
     spec = replace(SPEC, prompt_lengths=Fixed(200), output_lengths=Fixed(150), clip=False)
     assert make(spec, context=350).notes == ()
@@ -201,6 +210,9 @@ def test_the_fingerprint_sees_every_part(change):
         ({"rate_per_s": 0.0}, "rate_per_s is 0.0, must be above 0"),
         ({"rate_per_s": float("inf")}, "rate_per_s is inf"),
         ({"arrivals": "gamma", "burstiness": 0.0}, "burstiness is 0"),
+        ({"arrivals": "gamma", "burstiness": 1e-6}, "burstiness is 1e-06; the nearest valid value is 0.001"),
+        ({"arrivals": "gamma", "burstiness": 1e308}, r"the nearest valid value is 1e\+06"),
+        ({"arrivals": "gamma", "burstiness": float("nan")}, "burstiness is nan"),
         ({"arrivals": "closed"}, "needs concurrency"),
         ({"arrivals": "closed", "concurrency": 0}, "concurrency is 0"),
         ({"arrivals": "burst", "burst_gap_s": 1.0}, "either rate_per_s or burst_gap_s"),
@@ -210,6 +222,7 @@ def test_the_fingerprint_sees_every_part(change):
         ({"num_requests": None}, "needs num_requests"),
         ({"num_requests": 0}, "num_requests is 0"),
         ({"think_time_s": -1.0}, "think_time_s is -1"),
+        ({"think_time_s": 1e308}, r"must be from 0 to 1e\+09"),
         ({"max_context": 1}, "max_context is 1"),
         ({"trace_start": -1}, "trace_start is -1"),
     ],
@@ -218,6 +231,38 @@ def test_wrong_descriptions_name_the_field(values, named):
     with pytest.raises(ValueError, match=named) as caught:
         replace(SPEC, **values)
     assert str(caught.value).startswith("workload test: ") and "\n" not in str(caught.value)
+
+
+HARD = {
+    "gamma": replace(SPEC, arrivals="gamma", burstiness=1e-3),
+    "smooth": replace(SPEC, arrivals="gamma", burstiness=1e6),
+    "poisson": SPEC,
+    "bursts": replace(OFFLINE, burst_size=3, burst_gap_s=1e308),
+    "closed": replace(CLOSED, think_time_s=1e9),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", HARD)
+@given(n=st.integers(1, 80), seed=st.integers(0, 2**32), rate=st.floats(5e-324, 1e308))
+def test_every_arrival_is_a_time_or_refused(name, n, seed, rate):
+    try:
+        workload = make(replace(HARD[name], num_requests=n), seed=seed)
+        if workload.unit_arrivals_s is not None:
+            workload = workload.at_rate(rate)
+    except ValueError as error:
+        assert "use " in str(error) and "\n" not in str(error)
+    else:
+        assert np.all(np.isfinite(arrivals(workload)))
+
+
+def test_what_would_never_arrive_is_refused():
+    with pytest.raises(ValueError, match=r"would arrive at inf s.*use a higher rate"):
+        make().at_rate(1e-310)
+    spec = replace(SPEC, arrivals="gamma", burstiness=1e-3, num_requests=1)
+    with pytest.raises(ValueError, match=r"gaps between 1 arrivals .* use more requests or a higher burst"):
+        for seed in range(100):
+            make(spec, seed=seed)
 
 
 def write(path, *lines):
@@ -305,6 +350,16 @@ def test_rows_without_tokens_are_dropped_and_counted(tmp_path):
     )
     with pytest.raises(ValueError, match="none of the 1 rows has both"):
         make(trace_spec(path, trace_limit=1))
+
+
+@pytest.mark.parametrize("last", ["5e-324", "1e-310", "1e18"])
+def test_a_trace_of_any_duration_has_arrivals(tmp_path, last):
+    line = '{{"arrival_s": {}, "prompt_tokens": 3, "output_tokens": 9}}'
+    workload = make(
+        trace_spec(write(tmp_path / "t.jsonl", line.format(0), line.format(last), line.format(last)))
+    )
+    times = arrivals(workload)
+    assert np.all(np.isfinite(times)) and times == pytest.approx([0.0, float(last), float(last)])
 
 
 def test_text_prompts_need_a_tokenizer(tmp_path):

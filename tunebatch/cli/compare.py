@@ -156,10 +156,10 @@ def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
         for what, value in _identity(found[0]).items():
             other = _identity(result)[what]
             if other != value:
-                raise CliError(
-                    f"{path} is not comparable with {paths[0]}: {what} {other!r}, not {value!r}",
-                    NOT_COMPARABLE,
-                )
+                difference = f"{what} {other!r}, not {value!r}"
+                if what == "workload":
+                    difference = f"another workload, {_traffic_difference(found[0], result)}"
+                raise CliError(f"{path} is not comparable with {paths[0]}: {difference}", NOT_COMPARABLE)
     _show([(_source(path), result) for path, result in zip(paths, found, strict=True)], json, quiet)
 
 
@@ -178,6 +178,23 @@ def _identity(result: RunResult) -> dict[str, Any]:
         "GPU": result.environment.get("gpu"),
         "SLO": result.slo,
     }
+
+
+def _traffic_difference(first: RunResult, other: RunResult) -> str:
+    """What a user can make equal; fingerprints only tell that something differs."""
+    differing = []
+    for key, words in (("rate_per_s", "rate"), ("seed", "seed"), ("num_requests", "requests")):
+        one, two = first.workload.get(key), other.workload.get(key)
+        if one != two:
+            # Without a rate requests come all at once, or one after another's answer.
+            shown = ["none" if value is None else f"{value}" for value in (two, one)]
+            differing.append(f"{words} {shown[0]}, not {shown[1]}")
+    if differing:
+        return "; ".join(differing)
+    return (
+        "of the same rate, seed and number of requests, but other prompts, lengths or times: "
+        f"{other.workload.get('description')!r}, not {first.workload.get('description')!r}"
+    )
 
 
 def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None:

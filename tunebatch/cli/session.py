@@ -95,24 +95,48 @@ class Session:
             spec = replace(spec, num_requests=rounded)
         key = (seed, spec.num_requests or 0)
         if key not in self._workloads:
+            from tunebatch.cli.tokenizer import text_to_ids
             from tunebatch.workload.named import scaled_to
             from tunebatch.workload.spec import build
 
-            context = self.executor.max_context
+            context, kv_tokens = (
+                self.executor.max_context,
+                self.executor.num_blocks * self.executor.block_size,
+            )
             try:
                 built = build(
-                    scaled_to(spec, context) if spec.clip else spec,
+                    scaled_to(spec, context, kv_tokens) if spec.clip else spec,
                     self._prompts(),
                     context,
                     seed=seed,
+                    kv_tokens=kv_tokens,
                     vocab_size=self.executor.vocab_size,
+                    tokenize=text_to_ids(self.profile.model.name),
                 )
             except ValueError as error:
                 raise CliError(str(error)) from None
+            self._check_fits(built)
             if len(self._workloads) >= _KEPT_WORKLOADS:
                 del self._workloads[next(iter(self._workloads))]
             self._workloads[key] = built
         return self._workloads[key]
+
+    def _check_fits(self, workload: Workload) -> None:
+        """Refuses requests that the KV cache could not hold even alone, before anything is measured."""
+        from tunebatch.engine.queues import why_never_fits
+
+        executor = self.executor
+        longest = max(workload.patterns, key=lambda request: len(request.prompt) + request.max_tokens)
+        why = why_never_fits(longest, executor.num_blocks, executor.block_size, executor.max_context)
+        if why is not None:
+            stored = (
+                len(longest.prompt) + longest.max_tokens - 1
+            )  # not the last token, which is only returned
+            blocks = -(-stored // executor.block_size)
+            raise CliError(
+                f"{why}; the nearest that holds all requests: [device] num_blocks = {blocks} in a profile "
+                f"or TUNEBATCH_DEVICE_NUM_BLOCKS={blocks}; or shorter requests, or [workload] clip = true"
+            )
 
     def measure(
         self,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    profile: options.ProfileName = "quickstart",
+    profile: options.ProfileIfGiven = None,
     model: options.Model = None,
     device: options.Device = None,
     workload: options.WorkloadName = None,
@@ -110,6 +110,7 @@ def sweep(
     call: dict[str, Any] = {"profile": profile, "flags": flags, "baseline": baseline, "start_rate": rate}
     if resume is not None:
         call = sweep_folder.resumed(resume, call)
+    call["profile"] = call["profile"] or "quickstart"
     asked = load_profile(call["profile"], call["flags"])
     if asked.search.objective == "capacity" and not len(asked.slo):
         raise CliError("a capacity needs an SLO: give --slo 'p90_ttft<=500ms', or --objective throughput")

@@ -28,7 +28,7 @@ def resumed(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
     """What the sweep was begun with, changed by the flags given now.
 
     Raises:
-        CliError: No sweep was begun there.
+        CliError: No sweep was begun there, or one with another profile.
     """
     import json
 
@@ -39,16 +39,33 @@ def resumed(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
             old["flags"].setdefault(section, {}).update(given)
         for key in ("baseline", "start_rate"):
             old[key] = call[key] if call[key] is not None else old[key]
+        profile = str(old["profile"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise CliError(f"--resume {folder}: no sweep was begun there ({_FILE} missing or broken)") from None
+    given = call["profile"]
+    if given is not None and _profile_from_anywhere(given) != _profile_from_anywhere(profile):
+        raise CliError(
+            f"--resume {folder}: that sweep was begun with --profile {profile}; "
+            f"leave out --profile {given}, or begin another sweep with it"
+        )
     return old
 
 
 def keep_call(folder: Path, call: dict[str, Any]) -> None:
-    """Writes down what the sweep was begun with."""
+    """Writes down what the sweep was begun with, with whole paths: it may go on in another working folder."""
     from tunebatch.cli import output
 
-    output.write_json(folder / _FILE, call)
+    flags = {section: dict(keys) for section, keys in call["flags"].items()}
+    trace = flags.get("workload", {}).get("trace_file")
+    if trace is not None:
+        flags["workload"]["trace_file"] = str(Path(trace).resolve())
+    kept = {**call, "profile": _profile_from_anywhere(call["profile"]), "flags": flags}
+    output.write_json(folder / _FILE, kept)
+
+
+def _profile_from_anywhere(profile: str) -> str:
+    """A file by its whole path; a ready-made one by its name."""
+    return str(Path(profile).resolve()) if Path(profile).is_file() else profile
 
 
 def same_question(call: dict[str, Any]) -> str:

@@ -69,13 +69,15 @@ def checked_spec(profile: Profile) -> WorkloadSpec:
     Raises:
         CliError: Of a broken trace it names the file, the line and what is wrong there.
     """
+    from tunebatch.cli.tokenizer import text_to_ids
     from tunebatch.workload.traces import ReadOptions, read_trace
 
     spec = workload_spec(profile)
     if spec.trace_file is None:
         return spec
     limits = [limit for limit in (spec.trace_limit, spec.num_requests) if limit is not None]
-    options = ReadOptions(need_arrivals=spec.arrivals == "trace")
+    tokenize = text_to_ids(profile.model.name)
+    options = ReadOptions(need_arrivals=spec.arrivals == "trace", tokenize=tokenize)
     try:
         read_trace(
             spec.trace_file,

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Times = NDArray[np.float64]
 
+# Beyond these all gaps of a run are 0 to a float, or all are equal.
+LEAST_BURSTINESS, MOST_BURSTINESS = 1e-3, 1e6
+
 
 def poisson(n: int, rate_per_s: float, rng: np.random.Generator) -> Times:
     """Independent users: exponential gaps of mean ``1 / rate_per_s``, before the first arrival too.
@@ -29,9 +32,11 @@ def gamma(n: int, rate_per_s: float, burstiness: float, rng: np.random.Generator
     is burstier, more is smoother.
 
     Raises:
-        ValueError: n is negative, or the rate or the burstiness is not positive and finite.
+        ValueError: n is negative, the rate is not positive and finite, or the burstiness is beyond what
+            floats can tell.
     """
-    _check(n, rate_per_s=rate_per_s, burstiness=burstiness)
+    _check(n, rate_per_s=rate_per_s)
+    check_burstiness(burstiness)
     return np.cumsum(rng.standard_gamma(burstiness, n) / burstiness) / rate_per_s
 
 
@@ -59,6 +64,17 @@ def burst(n: int, size: int, gap_s: float) -> Times:
     if not (np.isfinite(gap_s) and gap_s >= 0):
         raise ValueError(f"burst gap is {gap_s} s, must be 0 or more")
     return (np.arange(n) // size).astype(np.float64) * gap_s
+
+
+def check_burstiness(burstiness: float) -> None:
+    """Refuses one for which there are no gaps to draw, and names the nearest for which there are.
+
+    Raises:
+        ValueError: See there.
+    """
+    if not LEAST_BURSTINESS <= burstiness <= MOST_BURSTINESS:
+        valid = MOST_BURSTINESS if burstiness > MOST_BURSTINESS else LEAST_BURSTINESS
+        raise ValueError(f"burstiness is {burstiness}; the nearest valid value is {valid:g}")
 
 
 def _check(n: int, **positive: float) -> None:

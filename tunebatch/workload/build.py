@@ -10,13 +10,16 @@ import numpy as np
 
 from tunebatch.engine.request import GREEDY, Request
 from tunebatch.workload import arrivals
-from tunebatch.workload.clip import clipped_lengths
+from tunebatch.workload.clip import clipped_lengths, room
 from tunebatch.workload.prompts import PromptSource
 from tunebatch.workload.realised import Workload, arriving, lengths_text
 from tunebatch.workload.traces import ReadOptions, TraceRow, mean_rate_per_s, read_trace
 
 if TYPE_CHECKING:
     from tunebatch.workload.spec import WorkloadSpec
+
+# What can be stretched to any number of requests without an infinite factor.
+_LEAST_SPAN = 1e-300
 
 
 def build(
@@ -25,6 +28,7 @@ def build(
     max_context: int,
     seed: int | None = None,
     *,
+    kv_tokens: int | None = None,
     vocab_size: int | None = None,
     tokenize: Callable[[str], Sequence[int]] | None = None,
 ) -> Workload:
@@ -37,15 +41,17 @@ def build(
         prompts: Where prompts come from that the trace does not bring itself.
         max_context: The model's context, in tokens.
         seed: Instead of the description's: fresh arrivals, lengths and prompts.
+        kv_tokens: What the KV cache holds; requests that may be clipped are clipped to it too.
         vocab_size: Refuse prompts of a trace with ids from here on; None: not checked.
         tokenize: For traces with prompts in words.
 
     Raises:
         TraceError: The trace cannot be read, or has none of the arrivals that are wanted.
-        ValueError: A request does not fit and may not be clipped, or has an id beyond the vocabulary.
+        ValueError: A request does not fit and may not be clipped, has an id beyond the vocabulary, or
+            would never arrive.
     """
     seed = spec.seed if seed is None else seed
-    context = min(max_context, spec.max_context or max_context)
+    limit = room(min(max_context, spec.max_context or max_context), kv_tokens if spec.clip else None)
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)]
     arrival_rng, prompt_length_rng, output_length_rng, prompt_rng = streams
     notes = list(spec.notes)
@@ -57,13 +63,13 @@ def build(
     patterns = []
     clipped = 0
     for request_id, row in enumerate(rows):
-        lengths = clipped_lengths(row.prompt_tokens, row.output_tokens, context)
+        lengths = clipped_lengths(row.prompt_tokens, row.output_tokens, limit.tokens)
         if lengths != (row.prompt_tokens, row.output_tokens):
             clipped += 1
             if not spec.clip:
                 raise ValueError(
                     f"{_place(spec, row)}: {row.prompt_tokens} prompt + {row.output_tokens} output tokens "
-                    f"exceed the context of {context}; expected at most that, or clip = true"
+                    f"exceed the context of {limit.tokens}; expected at most that, or clip = true"
                 )
         if row.prompt is None:
             prompt = prompts.prompt(lengths[0], prompt_rng)
@@ -85,7 +91,7 @@ def build(
             )
         )
     if clipped:
-        notes.append(f"{_of(clipped, len(rows), 'request')} clipped to the context of {context} tokens")
+        notes.append(f"{_of(clipped, len(rows), 'request')} clipped to the {limit}")
     closed = spec.arrivals == "closed"
     times = [0.0] * len(rows) if rate_per_s is None else [t / rate_per_s for t in unit_arrivals or ()]
     return Workload(
@@ -169,6 +175,11 @@ def _schedule(
 def _at_mean_rate(times: arrivals.Times) -> tuple[float, ...]:
     """Stretched so that the n-th request arrives at n, as ``vllm bench serve`` does: the sum of a few dozen
     random gaps is off by a tenth, and every rate that a run is given for would be too."""
+    if times[-1] < _LEAST_SPAN:
+        raise ValueError(
+            f"the gaps between {times.size} arrivals are too small to be told from 0; "
+            "use more requests or a higher burstiness"
+        )
     return tuple((times * (times.size / times[-1])).tolist())
 
 

@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The most tokens that prompt and output of one request may have, and what sets that limit."""
+
+    tokens: int
+    of: str
+
+    def __str__(self) -> str:
+        return f"{self.of} of {self.tokens} tokens"
+
+
+def room(max_context: int, kv_tokens: int | None) -> Room:
+    """The smaller of the context and, where it is known, the KV cache, which must hold a request alone."""
+    if kv_tokens is not None and kv_tokens < max_context:
+        return Room(kv_tokens, "KV cache")
+    return Room(max_context, "context")
+
 
 def clipped_lengths(prompt_tokens: int, output_tokens: int, max_context: int) -> tuple[int, int]:
     """Prompt and output tokens that together fit into the context, each at least 1.

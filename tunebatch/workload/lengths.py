@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from tunebatch.workload.laws import Empirical, Fixed, LengthLaw, Lengths, LogNormal, Uniform
+from tunebatch.workload.observed import read_observed
 
 __all__ = ["Empirical", "Fixed", "LengthLaw", "Lengths", "LogNormal", "Uniform", "parse_length"]
 
@@ -19,8 +21,9 @@ def parse_length(text: str, where: str = "length") -> LengthLaw:
     """The law that the text names.
 
     Args:
-        text: ``N``, ``fixed:N``, ``uniform:LOW-HIGH`` or ``lognormal:p50=N,p90=N``; the last takes
-            ``median`` for ``p50``, ``sigma`` instead of ``p90``, and ``low`` and ``high`` as bounds.
+        text: ``N``, ``fixed:N``, ``uniform:LOW-HIGH``, ``lognormal:p50=N,p90=N`` or ``empirical:FILE``.
+            A log-normal takes ``median`` for ``p50``, ``sigma`` instead of ``p90``, and ``low`` and ``high``
+            as bounds; a file has a length a line, or a length, a comma and its weight.
         where: What the text is the value of, for the message.
 
     Raises:
@@ -88,6 +91,12 @@ def _lognormal(text: str) -> LogNormal:
     return LogNormal(p50, _number(given["sigma"], "lognormal"), low, high)
 
 
+def _empirical(text: str) -> Empirical:
+    if not text:
+        raise ValueError(f"no file; use {_LAWS['empirical'][1]}")
+    return read_observed(Path(text))
+
+
 def _whole(text: str, law: str) -> int:
     if not _WHOLE.fullmatch(text.strip()):
         raise ValueError(f"{text.strip()!r} is not a whole number of tokens; use {_LAWS[law][1]}")
@@ -109,4 +118,5 @@ _LAWS: dict[str, tuple[Callable[[str], LengthLaw], str]] = {
     "fixed": (_fixed, "'128'"),
     "uniform": (_uniform, "'uniform:16-256'"),
     "lognormal": (_lognormal, "'lognormal:p50=417,p90=1678'"),
+    "empirical": (_empirical, "'empirical:FILE'"),
 }

@@ -27,6 +27,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tunebatch.workload.clip import room
 from tunebatch.workload.lengths import LogNormal, Uniform
 from tunebatch.workload.spec import WorkloadSpec
 
@@ -72,8 +73,10 @@ NAMED: dict[str, WorkloadSpec] = {
 _SAMPLES = 20_000
 
 
-def scaled_to(spec: WorkloadSpec, max_context: int) -> WorkloadSpec:
+def scaled_to(spec: WorkloadSpec, max_context: int, kv_tokens: int | None = None) -> WorkloadSpec:
     """The description with prompt and output lengths shrunk alike until their total fits a context.
+
+    It fits a KV cache as well, if that is smaller.
 
     The p99 of the total is made to fit; the few requests beyond it are for `build` to clip. The factor
     has two significant digits, so that the note that it leaves says it exactly. A description that
@@ -88,7 +91,8 @@ def scaled_to(spec: WorkloadSpec, max_context: int) -> WorkloadSpec:
         return spec
     rng = np.random.default_rng(0)
     total = spec.prompt_lengths.sample(_SAMPLES, rng) + spec.output_lengths.sample(_SAMPLES, rng)
-    fit = max_context / float(np.percentile(total, 99))
+    limit = room(max_context, kv_tokens)
+    fit = limit.tokens / float(np.percentile(total, 99))
     if fit >= 1:
         return spec
     step = 10.0 ** (math.floor(math.log10(fit)) - 1)
@@ -97,5 +101,5 @@ def scaled_to(spec: WorkloadSpec, max_context: int) -> WorkloadSpec:
         spec,
         prompt_lengths=spec.prompt_lengths.scaled(factor),
         output_lengths=spec.output_lengths.scaled(factor),
-        notes=(*spec.notes, f"lengths scaled by {factor:g} to fit a context of {max_context} tokens"),
+        notes=(*spec.notes, f"lengths scaled by {factor:g} to fit a {limit}"),
     )

@@ -64,7 +64,8 @@ class Workload:
         A client still hangs up as long after its request's arrival as before.
 
         Raises:
-            ValueError: The rate is not positive and finite, or there is no rhythm to scale.
+            ValueError: The rate is not positive and finite, so low that a request would never arrive, or
+                there is no rhythm to scale.
         """
         if not (math.isfinite(rate_per_s) and rate_per_s > 0):
             raise ValueError(f"workload {self.name}: rate is {rate_per_s} requests/s, must be above 0")
@@ -108,8 +109,19 @@ class Workload:
 
 
 def arriving(requests: Iterable[Request], arrivals_s: Iterable[float]) -> tuple[Request, ...]:
-    """The requests moved to new arrivals, one each."""
-    return tuple(arrived_at(request, at) for request, at in zip(requests, arrivals_s, strict=True))
+    """The requests moved to new arrivals, one each.
+
+    Raises:
+        ValueError: A request would never arrive, so that a run would wait for it forever.
+    """
+    moved = tuple(arrived_at(request, at) for request, at in zip(requests, arrivals_s, strict=True))
+    for request in moved:
+        if not math.isfinite(request.arrival_s):
+            raise ValueError(
+                f"request {request.id} would arrive at {request.arrival_s} s, which is no time; "
+                "use a higher rate or shorter gaps"
+            )
+    return moved
 
 
 def lengths_text(requests: Iterable[Request]) -> str:

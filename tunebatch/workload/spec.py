@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
+from tunebatch.workload.arrivals import check_burstiness
 from tunebatch.workload.build import build
 from tunebatch.workload.lengths import LengthLaw
 from tunebatch.workload.realised import Workload
@@ -15,6 +16,9 @@ from tunebatch.workload.realised import Workload
 __all__ = ["ArrivalKind", "Workload", "WorkloadSpec", "build"]
 
 ArrivalKind = Literal["poisson", "gamma", "constant", "burst", "closed", "trace"]
+
+# Thirty years; no sum of such waits is infinite.
+_LONGEST_WAIT_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +114,16 @@ class WorkloadSpec:
                 self._refuse(f"{field} is {value}, must be at least {low}")
         for field, number in (
             ("rate_per_s", self.rate_per_s),
-            ("burstiness", self.burstiness),
             ("burst_gap_s", self.burst_gap_s),
         ):
             if number is not None and not 0 < number < math.inf:
                 self._refuse(f"{field} is {number}, must be above 0")
-        if not 0 <= self.think_time_s < math.inf:
-            self._refuse(f"think_time_s is {self.think_time_s}, must be 0 or more")
+        if not 0 <= self.think_time_s <= _LONGEST_WAIT_S:
+            self._refuse(f"think_time_s is {self.think_time_s}, must be from 0 to {_LONGEST_WAIT_S:g}")
+        try:
+            check_burstiness(self.burstiness)
+        except ValueError as error:
+            self._refuse(str(error))
 
     def _refuse(self, problem: str) -> NoReturn:
         raise ValueError(f"workload {self.name}: {problem}")

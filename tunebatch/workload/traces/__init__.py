@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import itertools
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,7 +121,10 @@ def read_trace(
 def mean_rate_per_s(arrivals_s: list[float]) -> float | None:
     """Gaps over the time from the first to the last arrival; None when they take no time."""
     span = max(arrivals_s) - min(arrivals_s) if arrivals_s else 0.0
-    return (len(arrivals_s) - 1) / span if span > 0 else None
+    if not span > 0:
+        return None
+    rate = (len(arrivals_s) - 1) / span
+    return rate if math.isfinite(rate) else None
 
 
 @contextlib.contextmanager

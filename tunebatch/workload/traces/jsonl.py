@@ -103,7 +103,10 @@ class _Line:
                 self._refuse(f"text is {_short(value)}", "a string that is not empty")
             if options.tokenize is None:
                 self._refuse("a text prompt, but no tokenizer", "'prompt' (token ids) or 'prompt_tokens'")
-            value = list(options.tokenize(value))
+            try:
+                value = list(options.tokenize(value))
+            except ValueError as error:
+                self._refuse(f"a text prompt, but {error}", "'prompt' (token ids) or 'prompt_tokens'")
         if isinstance(value, str):
             self._refuse(f"prompt is {_short(value)}", "token ids; a prompt in words is 'text'")
         if not (

@@ -54,7 +54,8 @@ class ReadOptions:
 
     Attributes:
         need_arrivals: A row without an arrival is an error; otherwise times are not looked at.
-        tokenize: Turns a text prompt into token ids; None: text prompts are refused.
+        tokenize: Turns a text prompt into token ids; a ValueError of it says why it cannot. None: text
+            prompts are refused.
     """
 
     need_arrivals: bool = True
