@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tunebatch.tune.facts import SweepEvent, SweepOutcome, TableRow
 from tunebatch.tune.journal import FILE, SweepMismatchError
 from tunebatch.tune.study import run_sweep
 from tunebatch.tune.sweep import Sweep
+from tunebatch.tune.trial import Measured, measure_capacity
 
 NAMES = ("sequential", "static", "continuous")
 
@@ -289,6 +291,24 @@ def test_who_kept_the_slo_by_luck_is_shown_by_a_run_that_misses_it(
     assert row.result.verdict is not None and not row.result.verdict.met
     assert row.result.workload["rate_per_s"] == row.missed.rate_per_s
     assert row.result.workload["seed"] == 1
+
+
+@pytest.mark.parametrize(("resolution", "confirmed"), [(0.5, False), (0.1, True)])
+def test_a_confirmation_cut_short_counts_only_if_it_came_close(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resolution: float, confirmed: bool
+) -> None:
+    whole = measure_capacity
+
+    def cut_short(*args: Any, step: float, **options: Any) -> Measured:
+        found = whole(*args, step=step, **options)
+        if step > 1.1:  # in the search
+            return found
+        return dataclasses.replace(found, finished=False, resolution=resolution)
+
+    monkeypatch.setattr("tunebatch.tune.sweep.measure_capacity", cut_short)
+    outcome = sweep(Device(), tmp_path)
+    assert any(one.confirmed for one in outcome.trials) is confirmed
+    assert outcome.winner is not None
 
 
 def test_no_rate_far_above_the_saturated_one_is_tried(tmp_path: Path) -> None:

@@ -271,8 +271,8 @@ class Sweep:
                 )
         except OutOfDeviceMemoryError:
             measured = Measured(0.0, self._pessimistic(), None, None)
-        if measured.value == 0.0 and not measured.finished:
-            return None
+        if not measured.finished and (measured.value == 0.0 or measured.resolution > math.log(_STEP)):
+            return None  # a rate far below the first that missed is no capacity
         missed = miss_of(measured.failing) if measured.failing else None
         result = measured.result or measured.failing
         return Confirmation(repeat, measured.value, measured.resolution, missed, result)
