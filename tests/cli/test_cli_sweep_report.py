@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from rich.console import Console
 from tunebatch.cli.sweep_report import Watcher, caveats, outcome_json, print_outcome, unbounded
 from tunebatch.measure.result import RunResult, read_result
 from tunebatch.profile import Profile, WorkloadSection, load_profile
+from tunebatch.report.progress import Progress
 from tunebatch.tune.facts import Miss, SweepEvent, SweepOutcome, TableRow, TrialFacts
 
 UNMEASURED = "static: the time was up before it was measured: give it more --time"
@@ -51,9 +51,10 @@ def test_a_strategy_that_was_not_reached_is_named(asked: Profile) -> None:
     outcome = outcome_of(trial("sequential"), trial("static", origin="random"))
     assert caveats(outcome, asked) == [UNMEASURED]
     assert outcome_json(outcome, asked)["caveats"] == [UNMEASURED]
-    console = Console(file=io.StringIO(), width=150)
+    screen = io.StringIO()
+    console = Console(file=screen, width=150)
     print_outcome(outcome, asked, console, quiet=True, ascii_only=True)
-    assert f"caution: {UNMEASURED}" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"caution: {UNMEASURED}" in screen.getvalue()
 
 
 def test_an_interrupt_and_a_lack_of_memory_speak_for_themselves(asked: Profile) -> None:
@@ -81,9 +82,10 @@ def test_a_rate_that_only_the_confirmation_missed_bounds_a_capacity(asked: Profi
 
 
 def shown(asked: Profile, outcome: SweepOutcome) -> str:
-    console = Console(file=io.StringIO(), width=150)
+    screen = io.StringIO()
+    console = Console(file=screen, width=150)
     print_outcome(outcome, asked, console, quiet=False, ascii_only=True)
-    return str(console.file.getvalue())  # type: ignore[attr-defined]
+    return screen.getvalue()
 
 
 def found(name: str, **rest: Any) -> TrialFacts:
@@ -115,7 +117,6 @@ def test_a_trace_is_repeated_and_not_drawn_afresh(asked: Profile) -> None:
     winner = found("sequential", confirmed=(9.0, 8.0))
     unsure = dataclasses.replace(outcome_of(found("sequential")), winner=found("sequential"))
     outcome = dataclasses.replace(outcome_of(winner), winner=winner)
-    lines: list[Any] = []
     event = SweepEvent(
         phase="confirm",
         trial=1,
@@ -127,9 +128,9 @@ def test_a_trace_is_repeated_and_not_drawn_afresh(asked: Profile) -> None:
         done=winner,
     )
     for profile, fresh in ((recorded, False), (paced, True), (asked, True)):
-        lines.clear()
-        Watcher(SimpleNamespace(live=False, note=lines.append), profile)(event)  # type: ignore[arg-type]
-        told = [shown(profile, outcome), lines[-1], *caveats(unsure, profile)[-1:]]
+        screen = io.StringIO()
+        Watcher(Progress(Console(file=screen, width=150)), profile)(event)
+        told = [shown(profile, outcome), screen.getvalue().splitlines()[-1], *caveats(unsure, profile)[-1:]]
         assert all(("fresh seed" in text) is fresh for text in told)
         assert all(("repeated on the same trace" in text) is not fresh for text in told)
 
