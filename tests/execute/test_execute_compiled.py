@@ -183,7 +183,8 @@ def test_every_product_equals_torch(dtype: torch.dtype, with_bias: bool, outputs
         for count in (5, 1, 3, 8, 2, *(() if name == "panels" else (50, 300))):
             x = torch.randn(count, inputs).to(dtype)
             if isinstance(product, FewRows):  # what another product left behind must not count
-                product._scratch.fill_(float("nan"))
+                with torch.inference_mode():  # a model that loaded earlier may have made it in there
+                    product._scratch.fill_(float("nan"))
             torch.testing.assert_close(product(x), F.linear(x, weight, bias), rtol=2e-2, atol=5e-2)
 
 
