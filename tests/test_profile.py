@@ -35,7 +35,7 @@ def test_environment_lists_and_limits() -> None:
     assert "p90_ttft<=80ms" in profile.slo.texts() and len(profile.slo) == 2
 
 
-@pytest.mark.parametrize("words", [["all"], ["all", "static"], ["static", "all"]])
+@pytest.mark.parametrize("words", [["all"], ["all", "static"], ["static", "all"], ["mixed", "all"]])
 def test_all_anywhere_is_every_strategy(words: list[str]) -> None:
     for given, environ in (
         ({"search": {"strategies": words}}, {}),

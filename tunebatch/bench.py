@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from statistics import mean
 from typing import Any, Protocol
 
+from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import Clock, ReplayClock
-from tunebatch.engine.engine import Engine, RequestSource
+from tunebatch.engine.engine import RequestSource
 from tunebatch.engine.plan import Executor
 from tunebatch.engine.queues import why_never_fits
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord
@@ -83,7 +84,7 @@ def measure(
     watcher = judge if glimpse_s is None else Glimpse(glimpse_s)
     with _without_gc(), CpuTelemetry() as telemetry:
         # The clock runs from here: requests that are due at once wait for the engine, not for us.
-        engine = Engine(executor, strategy.make_policy(), workload.source(), clock(), watcher)
+        engine = engine_for(strategy, executor, workload.source(), clock(), watcher)
         record = engine.run()
     _add_never_arrived(record, workload)
     metrics = summarize(record, slo)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from tunebatch.engine.strategies import STRATEGIES
+from tunebatch.engine.strategies import STRATEGIES, named
 from tunebatch.measure.limits import METRICS, STATISTICS, Slo, SloError, parse_slo
 
 Values = dict[str, dict[str, Any]]
@@ -52,18 +52,13 @@ def parse_time(value: Any) -> float:
 
 
 def _words(value: Any) -> Any:
-    """``a,b`` from the environment or a flag; ``all``, wherever it stands, is every strategy."""
+    """``a,b`` from the environment or a flag; ``all`` is every batching policy."""
     words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
     if not isinstance(words, list):
         return words
-    for word in words:
-        if word != "all" and word not in STRATEGIES:
-            raise ValueError(f"unknown strategy {word!r}{nearest(word, STRATEGIES)}")
-    if "all" in words:
-        return list(STRATEGIES)
     if not words:
         raise ValueError(f"no strategy; at least one of {', '.join(STRATEGIES)}")
-    return list(dict.fromkeys(words))
+    return named(words)
 
 
 def _number(value: Any) -> Any:

@@ -43,6 +43,7 @@ class Engine:
 
     Args:
         watcher: Told of arrivals, first tokens and ends; asked after every step whether to go on.
+        prefix_caching: Blocks keep their content after their owners have gone, for prompts that begin alike.
 
     Raises (from `run`):
         OutOfDeviceMemoryError: A step did not fit on the device.
@@ -56,6 +57,8 @@ class Engine:
         source: RequestSource,
         clock: Clock,
         watcher: Watcher | None = None,
+        *,
+        prefix_caching: bool = False,
     ) -> None:
         self._executor = executor
         self._policy = policy
@@ -71,6 +74,7 @@ class Engine:
             num_slots=min(policy.max_batch_size, executor.max_slots),
             max_context=executor.max_context,
             holds_slots=policy.holds_slots,
+            prefix_caching=prefix_caching,
         )
 
     def run(self) -> RunRecord:

@@ -40,6 +40,10 @@ class StepPlan:
     grown: list[Sequence] = field(default_factory=list)
     num_preempted: int = 0
 
+    def __bool__(self) -> bool:
+        """There is something to compute."""
+        return bool(self.slices) or self.decodes is not None
+
     @property
     def num_decodes(self) -> int:
         return 0 if self.decodes is None else len(self.decodes)

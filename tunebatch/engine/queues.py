@@ -31,6 +31,7 @@ class Queues:
         num_slots: Batch slots, the most sequences that may run at once.
         max_context: Most tokens a sequence may have.
         holds_slots: A finished sequence keeps its slot until `release_held` (static batching).
+        prefix_caching: Full blocks keep their content, and prompts that begin with it share them.
 
     Attributes:
         waiting: Requests not admitted, oldest first; a preempted one is first.
@@ -40,7 +41,13 @@ class Queues:
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, num_slots: int, max_context: int, holds_slots: bool = False
+        self,
+        num_blocks: int,
+        block_size: int,
+        num_slots: int,
+        max_context: int,
+        holds_slots: bool = False,
+        prefix_caching: bool = False,
     ) -> None:
         self.kv = BlockPool(num_blocks, block_size)
         self.decodes = DecodeGroup(block_size)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tunebatch.engine.features import ALIASES, DRAFTERS, FEATURES
 from tunebatch.engine.knobs import (
     CHUNK_SIZE,
     MAX_BATCH_SIZE,
@@ -58,16 +59,34 @@ class StrategyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A strategy with a value for each of its knobs.
+    """A batching policy with features, and a value for each of their knobs.
 
     Make one with `strategy`, which validates; a `Policy` keeps state, so every run makes its own.
+
+    Attributes:
+        name: ``policy`` or ``policy+feature+feature``, features in the order of their table.
     """
 
     name: str
     knobs: tuple[tuple[str, float | int], ...] = ()
 
+    @property
+    def policy(self) -> str:
+        return self.name.partition("+")[0]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(self.name.split("+")[1:])
+
+    @property
+    def drafter(self) -> str | None:
+        """The feature that proposes draft tokens, if any does."""
+        return next((name for name in self.features if name in DRAFTERS), None)
+
     def make_policy(self) -> Policy:
-        return STRATEGIES[self.name].make(**dict(self.knobs))
+        kind = STRATEGIES[self.policy]
+        values = dict(self.knobs)
+        return kind.make(**{knob.name: values[knob.name] for knob in kind.knobs})
 
     @property
     def label(self) -> str:
@@ -81,12 +100,10 @@ def strategy(name: str, knobs: Mapping[str, Any] | None = None) -> Strategy:
     Raises:
         StrategyError: Unknown name or knob (says the nearest one), or an impossible value.
     """
-    if name not in STRATEGIES:
-        raise StrategyError(f"unknown strategy {name!r}{_nearest(name, STRATEGIES)}")
-    kind = STRATEGIES[name]
+    name = canonical(name)
     given = dict(knobs or {})
     values: dict[str, float | int] = {}
-    for knob in kind.knobs:
+    for knob in knobs_of(name):
         try:
             values[knob.name] = knob.checked(given.pop(knob.name, knob.default))
         except (TypeError, ValueError) as error:
@@ -95,6 +112,49 @@ def strategy(name: str, knobs: Mapping[str, Any] | None = None) -> Strategy:
         wrong = next(iter(given))
         raise StrategyError(f"strategy {name} has no knob {wrong!r}{_nearest(wrong, values)}")
     return Strategy(name, tuple(values.items()))
+
+
+def canonical(name: str) -> str:
+    """The one spelling of a strategy's name: aliases resolved, features in the order of their table.
+
+    Raises:
+        StrategyError: An unknown policy or feature, or features that exclude each other.
+    """
+    policy, *words = name.split("+")
+    if policy not in STRATEGIES:
+        raise StrategyError(f"unknown strategy {name!r}{_nearest(policy, STRATEGIES)}")
+    wanted = {ALIASES.get(word, word) for word in words}
+    for word in words:
+        if ALIASES.get(word, word) not in FEATURES:
+            raise StrategyError(f"strategy {name}: unknown feature {word!r}{_nearest(word, FEATURES)}")
+    for feature in wanted:
+        if others := wanted.intersection(FEATURES[feature].excludes):
+            raise StrategyError(
+                f"strategy {name}: {feature} and {min(others)} exclude each other; leave one out"
+            )
+    return "+".join([policy, *(feature for feature in FEATURES if feature in wanted)])
+
+
+def named(words: Iterable[str]) -> list[str]:
+    """The canonical names that words stand for, each once: ``all`` is every policy of the table, and
+    ``all+prefix`` every one with prefix caching; these come first.
+
+    Raises:
+        StrategyError: See `canonical`.
+    """
+    names: list[str] = []
+    for word in sorted(words, key=lambda word: word.partition("+")[0] != "all"):
+        policy, plus, features = word.partition("+")
+        policies = list(STRATEGIES) if policy == "all" else [policy]
+        names += [canonical(one + plus + features) for one in policies]
+    return list(dict.fromkeys(names))
+
+
+def knobs_of(name: str) -> tuple[Knob, ...]:
+    """The knobs of a strategy by its canonical name: the policy's, then its features'."""
+    policy, *features = name.split("+")
+    own = [knob for feature in features for knob in FEATURES[feature].knobs]
+    return (*STRATEGIES[policy].knobs, *own)
 
 
 def _nearest(word: str, valid: Mapping[str, object]) -> str:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from tunebatch.engine.knobs import MAX_BATCH_SIZE
-from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
+from tunebatch.engine.strategies import Strategy, knobs_of, strategy
 from tunebatch.tune.facts import TrialFacts
 from tunebatch.tune.journal import StudyLog
 from tunebatch.tune.space import Space, config_hash
@@ -24,7 +24,7 @@ _LEAST = 2  # one request at a time is a strategy of its own
 
 def smaller(chosen: Strategy) -> Strategy | None:
     """The same with a quarter of the batch; None when it has no batch limit, or the least one."""
-    limit = next((knob for knob in STRATEGIES[chosen.name].knobs if knob.name == MAX_BATCH_SIZE.name), None)
+    limit = next((knob for knob in knobs_of(chosen.name) if knob.name == MAX_BATCH_SIZE.name), None)
     if limit is None:
         return None
     knobs = dict(chosen.knobs)

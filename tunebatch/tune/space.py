@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunebatch.engine.knobs import MAX_BATCH_SIZE, Knob
-from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
+from tunebatch.engine.strategies import Strategy, canonical, knobs_of, strategy
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -43,7 +43,7 @@ class Space:
     """
 
     def __init__(self, names: Sequence[str], max_slots: int | None = None) -> None:
-        self.names = tuple(dict.fromkeys(names))
+        self.names = tuple(dict.fromkeys(canonical(name) for name in names))
         if not self.names:
             raise ValueError("a search needs at least one strategy")
         self._max_slots = max_slots
@@ -121,8 +121,7 @@ def within_slots(chosen: Strategy, max_slots: int | None) -> Strategy:
 
 
 def _knobs_of(name: str, max_slots: int | None) -> tuple[Knob, ...]:
-    strategy(name)  # says what is wrong with an unknown name
-    knobs = STRATEGIES[name].knobs
+    knobs = knobs_of(name)
     if max_slots is None:
         return knobs
     return tuple(

@@ -26,9 +26,7 @@ class Policy(Protocol):
 
 def run_to_completion(now: float, queues: Queues) -> StepPlan | None:
     """A decode step of what runs; when nothing does any more, the batch is over."""
-    if queues.running:
-        plan = queues.decode(StepPlan(), now)
-        if plan.decodes is not None:
-            return plan
+    if queues.running and (plan := queues.decode(StepPlan(), now)):
+        return plan
     queues.release_held(now)
     return None

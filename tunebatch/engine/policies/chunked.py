@@ -34,12 +34,11 @@ class Chunked:
         plan = StepPlan()
         if self._decode_is_due:
             self._decode_is_due = False
-            if queues.decode(plan, now).decodes is not None:
+            if queues.decode(plan, now):
                 return plan
             # Nobody decodes, perhaps since those who did have yielded to an older, unfinished prompt.
         plan.slices = queues.prefill(now, self.max_batch_size, self._token_budget, self._chunk_size)
         if plan.slices:
             self._decode_is_due = True
             return plan
-        queues.decode(plan, now)
-        return plan if plan.decodes is not None else None
+        return queues.decode(plan, now) or None

@@ -27,5 +27,4 @@ class Continuous:
         slices = queues.prefill(now, self.max_batch_size, self._token_budget)
         if slices:
             return StepPlan(slices)
-        plan = queues.decode(StepPlan(), now)
-        return plan if plan.decodes is not None else None
+        return queues.decode(StepPlan(), now) or None

@@ -38,13 +38,13 @@ class Mixed:
 
     def plan(self, now: float, queues: Queues) -> StepPlan | float | None:
         plan = queues.decode(StepPlan(), now)
-        budget = self._token_budget - plan.num_decodes
+        budget = self._token_budget - plan.num_decodes - plan.num_slice_tokens
         # Prompts that leave some of the budget are computed, so that others can have their places.
         while budget > 0 and (prompts := self._prompts(now, queues, budget)):
             slices = _shared(prompts, queues, budget)
             plan.slices += slices
             budget -= sum(piece.num_tokens for piece in slices)
-        return plan if plan.slices or plan.decodes is not None else None
+        return plan or None
 
     def _prompts(self, now: float, queues: Queues, budget: int) -> list[Sequence]:
         """Those that have begun and, oldest first, as many more as cannot take from their shares."""

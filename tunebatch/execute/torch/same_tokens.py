@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import ReplayClock
-from tunebatch.engine.engine import Engine
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import Strategy
 from tunebatch.execute.torch.executor import TorchExecutor
@@ -58,7 +58,7 @@ def check_same_tokens(
     ties = 0
     for strategy in strategies:
         executor.reset()
-        record = Engine(executor, strategy.make_policy(), AllAtOnce(requests), ReplayClock()).run()
+        record = engine_for(strategy, executor, AllAtOnce(requests), ReplayClock()).run()
         for request, served in zip(requests, record.requests, strict=True):
             ties += _tie(executor, strategy.name, request, served.output, expected[request.id])
     executor.reset()
