@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tunebatch.engine.group import DecodeGroup
-from tunebatch.engine.plan import OutOfDeviceMemoryError, StepOutput, StepPlan
+from tunebatch.engine.plan import OutOfDeviceMemoryError, Slice, StepOutput, StepPlan
 from tunebatch.engine.request import Sampling
 from tunebatch.engine.sequence import Sequence
-from tunebatch.execute.torch.attention.base import KvCache, NewPools, StepContext
+from tunebatch.execute.torch.attention.base import KvCache, NewPools
 from tunebatch.execute.torch.forward import Forward
 from tunebatch.execute.torch.sampler import sample
-
-Ints = NDArray[np.int64]
+from tunebatch.execute.torch.slots import Ints, Packed, Slots
 
 
 class TorchExecutor:
@@ -61,16 +61,16 @@ class TorchExecutor:
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.device = next(model.parameters()).device
         self.cache = KvCache(num_blocks, block_size, new_pools)
+        self._slots = Slots(self.cache, max_slots, max_context, self.device)
         self._last_token: Ints = np.zeros(max_slots, np.int64)
         self._position: Ints = np.zeros(max_slots, np.int64)
-        self._tables: Ints = np.zeros((max_slots, -(-max_context // block_size)), np.int64)
-        self._staging = self._new_staging(1 << 14)
         self._random: dict[int, Sampling] = {}
         self._rows: Ints = np.zeros(0, np.int64)
         self._rows_of: tuple[DecodeGroup, int] | None = None
 
     def reset(self) -> None:
         """Forget all sequences; the pools keep their memory."""
+        self._slots.reset()
         self._rows_of = None
         self._random.clear()
 
@@ -86,83 +86,49 @@ class TorchExecutor:
                 f"and {plan.num_decodes} decodes"
             ) from error
         sampled = iter(tokens)
-        slice_tokens = [(next(sampled),) if piece.sample else () for piece in plan.slices]
+        slice_tokens = [_accepted(piece, sampled) for piece in plan.slices]
         decode_tokens = list(sampled)
         self._remember(plan, slice_tokens, decode_tokens)
         return StepOutput(slice_tokens, decode_tokens)
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> torch.Tensor:
-        """Logits of every token that the plan samples, ``[sampled, vocabulary]``: slices, then decodes."""
+        """Logits ``[sampled, vocabulary]`` of every token that the plan samples: slices, then decodes; of a
+        slice with drafts those of the token before each draft, and of the last."""
         for piece in plan.slices:
             self._take_table(piece.sequence)
         for sequence in plan.grown:
-            last = len(sequence.block_table) - 1
-            self._tables[sequence.slot, last] = sequence.block_table[last]
-        rows = self._decode_rows(plan.decodes)
-        input_ids, sampled_at, step = self._stage(plan, rows)
-        return self._forward(input_ids, sampled_at, step)
+            self._slots.take(sequence.slot, sequence.block_table)
+        return self._forward(*self._stage(plan))
 
     @torch.inference_mode()
     def _sampled(self, plan: StepPlan) -> list[int]:
         logits = self.logits(plan)
         return sample(logits, self._not_greedy(plan)).tolist()
 
-    def _stage(self, plan: StepPlan, rows: Ints) -> tuple[torch.Tensor, torch.Tensor, StepContext]:
+    def _stage(self, plan: StepPlan) -> Packed:
         """Lay the step out in one buffer, copy it, and hand out views of the copy."""
-        slices = [(piece.start, piece.num_tokens) for piece in plan.slices]
-        slots = np.concatenate([np.array([p.sequence.slot for p in plan.slices], np.int64), rows])
-        counts = np.ones(len(slots), np.int64)
-        counts[: len(slices)] = [count for _, count in slices]
-        starts = self._position[slots]
-        starts[: len(slices)] = [start for start, _ in slices]
-        ends = np.cumsum(counts)
-        total = int(ends[-1])
-        context_lens = starts + counts
-        longest = int(context_lens.max())
-        width = -(-longest // self.block_size)
-        tables = self._tables[slots, :width]
-        position = np.arange(total) - np.repeat(ends - counts, counts) + np.repeat(starts, counts)
-        owner = np.repeat(np.arange(len(slots)), counts)
-        block = tables[owner, position // self.block_size]
-        ids = [token for p in plan.slices for token in p.sequence.token_ids(p.start, p.num_tokens)]
-        keep = [i for i, piece in enumerate(plan.slices) if piece.sample]
-        keep += range(len(slices), len(slots))
-        parts = (
-            np.concatenate([np.array(ids, np.int64), self._last_token[rows]]),
-            position,
-            block * self.block_size + position % self.block_size,
-            ends[keep] - 1,
-            np.concatenate([np.zeros(1, np.int64), ends]),
-            context_lens,
-            tables.ravel(),
+        rows = self._decode_rows(plan.decodes)
+        context_sum = 0 if plan.decodes is None else plan.decodes.context_sum
+        if not plan.slices:
+            return self._slots.pack_decodes(rows, self._last_token[rows], self._position[rows], context_sum)
+        ids: list[int] = []
+        keep: list[int] = []
+        for piece in plan.slices:
+            ids += piece.sequence.token_ids(piece.start, piece.num_tokens - len(piece.draft_tokens))
+            ids += piece.draft_tokens
+            if piece.sample:
+                keep += range(len(ids) - 1 - len(piece.draft_tokens), len(ids))
+        keep += range(len(ids), len(ids) + len(rows))
+        return self._slots.pack(
+            slots=np.concatenate([np.array([piece.sequence.slot for piece in plan.slices], np.int64), rows]),
+            starts=np.concatenate([np.array([piece.start for piece in plan.slices]), self._position[rows]]),
+            counts=np.array([*(piece.num_tokens for piece in plan.slices), *[1] * len(rows)]),
+            tokens=np.concatenate([np.array(ids, np.int64), self._last_token[rows]]),
+            sampled_at=np.array(keep, np.int64),
+            num_slices=len(plan.slices),
+            context_sum=context_sum,
         )
-        ids_t, position_t, cache_slots, sampled_at, query_start, lens, flat = self._copy(parts)
-        first = ends - counts
-        step = StepContext(
-            cache=self.cache,
-            positions=position_t,
-            query_start=query_start,
-            context_lens=lens,
-            block_tables=flat.view(len(slots), width),
-            cache_slots=cache_slots,
-            slices=[(int(first[i]), count, start) for i, (start, count) in enumerate(slices)],
-            num_slice_tokens=sum(count for _, count in slices),
-            max_context_len=longest,
-            decode_context_sum=0 if plan.decodes is None else plan.decodes.context_sum,
-        )
-        return ids_t, sampled_at, step
-
-    def _copy(self, parts: SequenceOf[Ints]) -> list[torch.Tensor]:
-        sizes = [len(part) for part in parts]
-        total = sum(sizes)
-        if total > len(self._staging):
-            self._staging = self._new_staging(2 * total)
-        np.concatenate(parts, out=self._staging.numpy()[:total])
-        return list(self._staging[:total].to(self.device, non_blocking=True).split(sizes))
-
-    def _new_staging(self, size: int) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.int64, pin_memory=self.device.type == "cuda")
 
     def _decode_rows(self, group: DecodeGroup | None) -> Ints:
         if group is None:
@@ -173,7 +139,8 @@ class TorchExecutor:
         return self._rows
 
     def _take_table(self, sequence: Sequence) -> None:
-        self._tables[sequence.slot, : len(sequence.block_table)] = sequence.block_table
+        if not self._slots.take(sequence.slot, sequence.block_table):
+            return
         if sequence.request.sampling.greedy:
             self._random.pop(sequence.slot, None)
         else:
@@ -185,10 +152,13 @@ class TorchExecutor:
         found: list[tuple[int, Sampling, int]] = []
         row = 0
         for piece in plan.slices:
-            if piece.sample and piece.sequence.slot in self._random:
-                end = piece.start + piece.num_tokens
-                found.append((row, self._random[piece.sequence.slot], end))
-            row += piece.sample
+            if piece.sample:
+                drafts = len(piece.draft_tokens)
+                sampling = self._random.get(piece.sequence.slot)
+                if sampling is not None:
+                    first = piece.start + piece.num_tokens - drafts
+                    found += [(row + i, sampling, first + i) for i in range(drafts + 1)]
+                row += drafts + 1
         if plan.decodes is not None:
             for offset, slot in enumerate(self._rows.tolist()):
                 if slot in self._random:
@@ -205,7 +175,23 @@ class TorchExecutor:
     ) -> None:
         for piece, tokens in zip(plan.slices, slice_tokens, strict=True):
             if tokens:
-                self.set_slot(piece.sequence.slot, tokens[-1], piece.start + piece.num_tokens)
+                rejected = len(piece.draft_tokens) + 1 - len(tokens)
+                self.set_slot(piece.sequence.slot, tokens[-1], piece.start + piece.num_tokens - rejected)
         if decode_tokens:
             self._last_token[self._rows] = decode_tokens
             self._position[self._rows] += 1
+
+
+def _accepted(piece: Slice, sampled: Iterator[int]) -> list[int]:
+    """The tokens that a slice's samples give: drafts as long as they are what was sampled in their place,
+    and the one sampled after them.
+
+    For a draft that is a single guess this is rejection sampling: it is kept with the probability that the
+    target gives it, and otherwise the token is drawn from what the target gives the others (Leviathan et
+    al., ICML 2023). As noise hangs on seed and position alone, the tokens are even those without drafts.
+    """
+    if not piece.sample:
+        return []
+    own = list(islice(sampled, len(piece.draft_tokens) + 1))
+    kept = next((i for i, draft in enumerate(piece.draft_tokens) if draft != own[i]), len(own) - 1)
+    return own[: kept + 1]
