@@ -21,6 +21,7 @@ from tunebatch.engine.clock import ReplayClock
 from tunebatch.engine.engine import Engine
 from tunebatch.engine.plan import StepOutput, StepPlan
 from tunebatch.engine.policies.continuous import Continuous
+from tunebatch.engine.records import RequestRecord
 from tunebatch.engine.request import Request
 
 BLOCK_SIZE = 16
@@ -67,7 +68,7 @@ class FullQueue:
         first, self._taken, self._missing = self._taken, self._taken + self._missing, 0
         return self._requests[first : self._taken]
 
-    def finished(self, request_id: int, now_s: float) -> None:
+    def finished(self, record: RequestRecord, now_s: float) -> None:
         self._missing += 1
 
 

@@ -15,7 +15,7 @@ from tunebatch.engine.clock import Clock, VirtualClock
 from tunebatch.engine.engine import Engine, RequestSource
 from tunebatch.engine.plan import Slice, StepOutput, StepPlan
 from tunebatch.engine.policies.base import Policy
-from tunebatch.engine.records import RunRecord
+from tunebatch.engine.records import RequestRecord, RunRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.sequence import Sequence
 
@@ -165,8 +165,8 @@ class ListSource:
             self._next += 1
         return self._requests[first : self._next]
 
-    def finished(self, request_id: int, now_s: float) -> None:
-        self.ended.append(request_id)
+    def finished(self, record: RequestRecord, now_s: float) -> None:
+        self.ended.append(record.id)
 
 
 def make_engine(

@@ -12,6 +12,7 @@ from tunebatch.engine.policies.continuous import Continuous
 from tunebatch.engine.policies.dynamic import Dynamic
 from tunebatch.engine.policies.sequential import Sequential
 from tunebatch.engine.policies.static import Static
+from tunebatch.engine.records import RequestRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import STRATEGIES, strategy
 
@@ -151,7 +152,7 @@ class ClosedLoop:
         self._due = None
         return [self._queue.popleft()]
 
-    def finished(self, request_id: int, now_s: float) -> None:
+    def finished(self, record: RequestRecord, now_s: float) -> None:
         self._due = now_s
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunebatch.engine.records import RequestRecord
 from tunebatch.workload.clip import clipped_lengths
 from tunebatch.workload.lengths import Fixed, LogNormal, Uniform
 from tunebatch.workload.prompts import RandomPrompts
@@ -115,7 +116,7 @@ def test_closed_loop():
     source = workload.source()
     assert isinstance(source, ClosedLoop)
     assert [r.id for r in source.take(0.0)] == [0, 1, 2]
-    source.finished(0, 1.0)
+    source.finished(RequestRecord(0, 0.0, 1, 1), 1.0)
     assert source.next_arrival_s() == 1.5
     assert workload.source().remaining == 40, "each run has a source of its own"
     assert workload.fingerprint() != make(CLOSED).fingerprint()

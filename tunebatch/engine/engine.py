@@ -15,13 +15,13 @@ from tunebatch.engine.sequence import Sequence
 
 
 class RequestSource(Protocol):
-    """Where requests come from; a closed loop waits for answers before it sends more."""
+    """Where requests come from; some wait for answers before they send more, or send them back."""
 
     def next_arrival_s(self) -> float | None: ...
 
     def take(self, now_s: float) -> list[Request]: ...
 
-    def finished(self, request_id: int, now_s: float) -> None: ...
+    def finished(self, record: RequestRecord, now_s: float) -> None: ...
 
 
 class Watcher(Protocol):
@@ -191,7 +191,7 @@ class Engine:
 
     def _tell_ended(self, now: float) -> None:
         for sequence in self.queues.ended:
-            self._source.finished(sequence.id, now)
+            self._source.finished(sequence.record, now)
             if self._watcher is not None:
                 self._watcher.ended(sequence.record, now)
         self.queues.ended.clear()

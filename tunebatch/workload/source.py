@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
+from tunebatch.engine.records import RequestRecord
 from tunebatch.engine.request import Request
 
 
@@ -24,8 +25,8 @@ class RequestSource(Protocol):
     def take(self, now_s: float) -> list[Request]:
         """All that have arrived by now, by arrival then id; costs what it hands out."""
 
-    def finished(self, request_id: int, now_s: float) -> None:
-        """Told once of every request handed out that has ended, however it ended."""
+    def finished(self, record: RequestRecord, now_s: float) -> None:
+        """Told once of every request handed out that has ended, however it ended, with what it got."""
 
 
 def arrived_at(request: Request, arrival_s: float) -> Request:
@@ -62,7 +63,7 @@ class OpenLoop:
             self._taken += 1
         return requests[first : self._taken]
 
-    def finished(self, request_id: int, now_s: float) -> None:
+    def finished(self, record: RequestRecord, now_s: float) -> None:
         """An open loop does not wait for answers."""
 
 
@@ -110,15 +111,15 @@ class ClosedLoop:
             taken.append(request)
         return taken
 
-    def finished(self, request_id: int, now_s: float) -> None:
+    def finished(self, record: RequestRecord, now_s: float) -> None:
         """Its client thinks, then sends the next request.
 
         Raises:
             ValueError: The request is not in flight; to go on would exceed the concurrency.
         """
-        if request_id not in self._in_flight:
-            raise ValueError(f"request {request_id} is not in flight: never handed out, or finished before")
-        self._in_flight.remove(request_id)
+        if record.id not in self._in_flight:
+            raise ValueError(f"request {record.id} is not in flight: never handed out, or finished before")
+        self._in_flight.remove(record.id)
         self._send(now_s + self._think_time_s)
 
     def _send(self, arrival_s: float) -> None:

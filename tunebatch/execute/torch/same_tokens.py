@@ -10,6 +10,7 @@ import torch
 
 from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.records import RequestRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import Strategy
 from tunebatch.execute.torch.executor import TorchExecutor
@@ -79,7 +80,7 @@ class AllAtOnce:
         taken, self._requests = self._requests, []
         return taken
 
-    def finished(self, request_id: int, now_s: float) -> None:
+    def finished(self, record: RequestRecord, now_s: float) -> None:
         pass
 
 
