@@ -34,6 +34,7 @@ class NullExecutor:
     block_size = BLOCK_SIZE
     max_context = 2048
     eos_token_ids = frozenset({0})
+    drafter = None
 
     def __init__(self, max_slots: int) -> None:
         self.max_slots = max_slots

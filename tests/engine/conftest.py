@@ -64,6 +64,7 @@ class FakeExecutor:
     """
 
     eos_token_ids = frozenset({EOS})
+    drafter = None
 
     def __init__(
         self,

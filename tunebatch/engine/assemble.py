@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from tunebatch.engine.clock import Clock
 from tunebatch.engine.engine import Engine, RequestSource, Watcher
+from tunebatch.engine.knobs import NUM_DRAFTS
 from tunebatch.engine.plan import Executor
-from tunebatch.engine.strategies import Strategy
+from tunebatch.engine.speculation.depth import Auto, Fixed
+from tunebatch.engine.speculation.ngram import NGram
+from tunebatch.engine.speculation.speculator import Speculator
+from tunebatch.engine.strategies import Strategy, StrategyError
 
 
 def engine_for(
@@ -27,4 +31,18 @@ def engine_for(
         clock,
         watcher,
         prefix_caching="prefix" in strategy.features,
+        speculator=_speculator(strategy, executor),
     )
+
+
+def _speculator(strategy: Strategy, executor: Executor) -> Speculator | None:
+    if strategy.drafter is None:
+        return None
+    drafter = NGram() if strategy.drafter == "ngram" else executor.drafter
+    if drafter is None:
+        raise StrategyError(
+            f"strategy {strategy.name} needs a draft model; name one with --draft, or draft with +ngram"
+        )
+    drafter.reset()
+    num_drafts = int(dict(strategy.knobs)[NUM_DRAFTS.name])
+    return Speculator(drafter, Fixed(num_drafts) if num_drafts else Auto())

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
 from tunebatch.engine.clock import Clock
-from tunebatch.engine.plan import Executor, StepOutput, StepPlan
+from tunebatch.engine.plan import Executor, Slice, StepOutput, StepPlan
 from tunebatch.engine.policies.base import Policy
 from tunebatch.engine.queues import Queues
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord, StepLog
 from tunebatch.engine.request import Request
 from tunebatch.engine.sequence import Sequence
+from tunebatch.engine.speculation.speculator import Speculator
 
 
 class RequestSource(Protocol):
@@ -44,6 +46,7 @@ class Engine:
     Args:
         watcher: Told of arrivals, first tokens and ends; asked after every step whether to go on.
         prefix_caching: Blocks keep their content after their owners have gone, for prompts that begin alike.
+        speculator: Drafts tokens, which steps verify.
 
     Raises (from `run`):
         OutOfDeviceMemoryError: A step did not fit on the device.
@@ -59,6 +62,7 @@ class Engine:
         watcher: Watcher | None = None,
         *,
         prefix_caching: bool = False,
+        speculator: Speculator | None = None,
     ) -> None:
         self._executor = executor
         self._policy = policy
@@ -68,6 +72,7 @@ class Engine:
         self._eos: Collection[int] = executor.eos_token_ids
         self._log = StepLog()
         self._stopped = False
+        self._speculator = speculator
         self.queues = Queues(
             num_blocks=executor.num_blocks,
             block_size=executor.block_size,
@@ -75,6 +80,7 @@ class Engine:
             max_context=executor.max_context,
             holds_slots=policy.holds_slots,
             prefix_caching=prefix_caching,
+            speculator=speculator,
         )
 
     def run(self) -> RunRecord:
@@ -95,14 +101,24 @@ class Engine:
         for piece in decision.slices:
             queues.first_time(piece.sequence, now)
         context_sum = queues.decodes.context_sum if decision.decodes is not None else 0
-        num_decodes = decision.num_decodes
         output = self._executor.execute(decision)
         self._clock.step_took(output.duration_s)
         end = self._clock.now()
-        self._log_step(decision, now, end, num_decodes, context_sum, waiting)
+        self._log_step(decision, now, end, context_sum, waiting)
         self._commit(decision, output, end)
+        if self._speculator is not None:
+            self._tell_speculator(decision, output, end - now)
         self._tell_ended(end)
         return True
+
+    def _tell_speculator(self, plan: StepPlan, output: StepOutput, duration_s: float) -> None:
+        assert self._speculator is not None
+        verified = [
+            (len(piece.draft_tokens), len(tokens) - 1)
+            for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True)
+            if piece.draft_tokens
+        ]
+        self._speculator.step_done(verified, len(verified) == len(plan.slices), duration_s)
 
     def record(self) -> RunRecord:
         """What has happened so far; what still runs counts as unfinished."""
@@ -118,6 +134,7 @@ class Engine:
             num_blocks=queues.kv.num_blocks,
             block_size=queues.kv.block_size,
             stopped_early=self._stopped,
+            speculation=None if self._speculator is None else self._speculator.record(),
         )
 
     def _arrivals(self, now: float) -> None:
@@ -152,7 +169,9 @@ class Engine:
         for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
             sequence = piece.sequence
             sequence.num_computed = piece.start + piece.num_tokens
-            if piece.sample:
+            if piece.draft_tokens:
+                self._commit_verified(piece, tokens, now)
+            elif piece.sample:
                 self._commit_sample(sequence, tokens, now)
 
     def _commit_decodes(self, output: StepOutput, now: float) -> None:
@@ -189,6 +208,27 @@ class Engine:
         else:
             self.queues.decodes.join(sequence)
 
+    def _commit_verified(self, piece: Slice, tokens: SequenceOf[int], now: float) -> None:
+        """Tokens of one step, the accepted drafts and one more; they arrive together."""
+        sequence, record = piece.sequence, piece.sequence.record
+        accepted = len(tokens) - 1
+        sequence.num_computed = piece.start + 1 + accepted
+        record.num_verifications += 1
+        record.num_drafted += len(piece.draft_tokens)
+        record.num_accepted += accepted
+        if not sequence.request.ignore_eos:
+            ends = next((i for i, token in enumerate(tokens) if token in self._eos), accepted)
+            tokens = tokens[: ends + 1]
+        sequence.output.extend(tokens)
+        sequence.num_output += len(tokens)
+        record.token_times_s += [now] * len(tokens)
+        if not sequence.request.ignore_eos and tokens[-1] in self._eos:
+            self.queues.finish(sequence, EndReason.STOP, now)
+        elif sequence.num_output == sequence.request.max_tokens:
+            self.queues.finish(sequence, EndReason.LENGTH, now)
+        else:
+            self.queues.decodes.join(sequence)
+
     def _tell_ended(self, now: float) -> None:
         for sequence in self.queues.ended:
             self._source.finished(sequence.record, now)
@@ -197,17 +237,16 @@ class Engine:
         self.queues.ended.clear()
         self._stopped = self._watcher is not None and self._watcher.should_stop(now)
 
-    def _log_step(
-        self, plan: StepPlan, start: float, end: float, num_decodes: int, context_sum: int, waiting: int
-    ) -> None:
+    def _log_step(self, plan: StepPlan, start: float, end: float, context_sum: int, waiting: int) -> None:
         log, queues = self._log, self.queues
         log.start_s.append(start)
         log.duration_s.append(end - start)
-        log.num_prefills.append(len(plan.slices))
-        log.num_prefill_tokens.append(plan.num_slice_tokens)
-        log.num_decodes.append(num_decodes)
-        log.context_sum.append(context_sum)
-        log.slots_active.append(len(plan.slices) + num_decodes)
+        verified = [piece for piece in plan.slices if piece.draft_tokens]
+        log.num_prefills.append(len(plan.slices) - len(verified))
+        log.num_prefill_tokens.append(plan.num_prefill_tokens)
+        log.num_decodes.append(plan.num_decodes + len(verified))
+        log.context_sum.append(context_sum + sum(piece.start + piece.num_tokens for piece in verified))
+        log.slots_active.append(len(plan.slices) + plan.num_decodes)
         log.slots_held.append(queues.num_held)
         log.blocks_used.append(queues.kv.num_used)
         log.num_waiting.append(waiting)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tunebatch.engine.group import DecodeGroup
 from tunebatch.engine.sequence import Sequence
+from tunebatch.engine.speculation.drafter import Drafter
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Slice:
 class StepPlan:
     """One step: slices, and, if ``decodes`` is given, one token of each of the group's members.
 
-    ``grown`` lists the members that got a new block (the last of their table) for this step.
+    ``grown`` lists the members whose block table has new blocks at its end for this step.
     """
 
     slices: list[Slice] = field(default_factory=list)
@@ -51,6 +52,10 @@ class StepPlan:
     @property
     def num_slice_tokens(self) -> int:
         return sum(piece.num_tokens for piece in self.slices)
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        return sum(piece.num_tokens for piece in self.slices if not piece.draft_tokens)
 
 
 @dataclass(slots=True)
@@ -87,6 +92,11 @@ class Executor(Protocol):
 
     @property
     def eos_token_ids(self) -> frozenset[int]: ...
+
+    @property
+    def drafter(self) -> Drafter | None:
+        """A draft model that was loaded beside the model, if one was."""
+        ...
 
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the plan's tokens; returns when they are on the host.

@@ -16,6 +16,7 @@ from tunebatch.engine.plan import Slice, StepPlan
 from tunebatch.engine.records import EndReason, RequestRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.sequence import Sequence, Status
+from tunebatch.engine.speculation.speculator import Speculator
 
 # Part of the pool that admission leaves free for the sequences that already run, so that a new
 # prompt is not admitted only to be preempted by the next block that they need (vLLM's watermark).
@@ -32,6 +33,7 @@ class Queues:
         max_context: Most tokens a sequence may have.
         holds_slots: A finished sequence keeps its slot until `release_held` (static batching).
         prefix_caching: Full blocks keep their content, and prompts that begin with it share them.
+        speculator: Drafts tokens for sequences that decode.
 
     Attributes:
         waiting: Requests not admitted, oldest first; a preempted one is first.
@@ -48,6 +50,7 @@ class Queues:
         max_context: int,
         holds_slots: bool = False,
         prefix_caching: bool = False,
+        speculator: Speculator | None = None,
     ) -> None:
         self.kv = BlockPool(num_blocks, block_size)
         self.decodes = DecodeGroup(block_size)
@@ -67,6 +70,7 @@ class Queues:
         self._held: list[tuple[Sequence, float]] = []
         self._cancellations: list[tuple[float, int]] = []
         self._live: dict[int, Sequence] = {}
+        self._speculator = speculator
 
     @property
     def num_held(self) -> int:
@@ -158,7 +162,10 @@ class Queues:
         return Slice(sequence, sequence.num_computed, num_tokens, sample=ends)
 
     def decode(self, plan: StepPlan, now: float) -> StepPlan:
-        """Add a token of every decoding sequence to the plan, preempting the newest if blocks run out."""
+        """Add a token of every decoding sequence to the plan, preempting the newest if blocks run out.
+
+        With a speculator, those that have drafts leave the group for this step and are verified as slices.
+        """
         table_full = self.kv.blocks_for
         for sequence in self.decodes.crossing():
             if sequence.row < 0 or len(sequence.block_table) > table_full(
@@ -171,8 +178,10 @@ class Queues:
             if sequence.row >= 0:
                 sequence.block_table += self.kv.allocate(1)
                 plan.grown.append(sequence)
-        # A later preemption may have hit a sequence that had just grown.
-        plan.grown = [sequence for sequence in plan.grown if sequence.row >= 0]
+        if self._speculator is not None and self.decodes:
+            self._draft(plan, self._speculator)
+        # A later preemption may have hit a sequence that had just grown, and drafts are no decodes.
+        plan.grown = list(dict.fromkeys(sequence for sequence in plan.grown if sequence.row >= 0))
         if self.decodes:
             plan.decodes = self.decodes
         return plan
@@ -234,6 +243,40 @@ class Queues:
 
     # Inside
 
+    def _draft(self, plan: StepPlan, speculator: Speculator) -> None:
+        """Add verifications of those members that have drafts."""
+        depth = speculator.depth(len(self.decodes))
+        if depth == 0:
+            return
+        members = self.decodes.members
+        wanted = [(member, count) for member in members if (count := self._room(plan, member, depth)) > 0]
+        for (sequence, _), drafts in zip(wanted, speculator.propose(wanted), strict=True):
+            if drafts:
+                self._leave_decodes(sequence)
+                tokens = tuple(drafts)
+                plan.slices.append(
+                    Slice(sequence, sequence.num_computed, 1 + len(tokens), draft_tokens=tokens)
+                )
+
+    def _room(self, plan: StepPlan, member: Sequence, depth: int) -> int:
+        """How many drafts a member can use, with blocks for them where no other will soon want these."""
+        computed = self.decodes.num_computed(member)
+        made = computed - member.num_computed
+        count = min(depth, member.request.max_tokens - member.num_output - made - 1)
+        table = member.block_table
+        missing = self.kv.blocks_for(computed + 1 + count) - len(table)
+        if missing <= 0:
+            return count
+        if missing + len(self.decodes) > self.kv.num_free:
+            return len(table) * self.kv.block_size - computed - 1
+        table += self.kv.allocate(missing)
+        plan.grown.append(member)
+        return count
+
+    def _leave_decodes(self, sequence: Sequence) -> None:
+        self.decodes.leave(sequence)
+        sequence.record.token_times_s += self.decode_end_s[sequence.joined_step : self.decodes.step]
+
     def _start(self, sequence: Sequence, now: float) -> None:
         del self.waiting[sequence.id]
         self.running[sequence.id] = sequence
@@ -254,8 +297,7 @@ class Queues:
 
     def _stop_running(self, sequence: Sequence) -> None:
         if sequence.row >= 0:
-            self.decodes.leave(sequence)
-            sequence.record.token_times_s += self.decode_end_s[sequence.joined_step : self.decodes.step]
+            self._leave_decodes(sequence)
         self.partial.pop(sequence.id, None)
         self.kv.release(sequence.block_table)
         sequence.block_table = []

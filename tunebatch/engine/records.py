@@ -86,6 +86,36 @@ class StepLog:
 
 
 @dataclass(slots=True)
+class SpeculationRecord:
+    """What became of the drafts of a run.
+
+    Attributes:
+        drafted_at: How often a draft stood at each position.
+        accepted_at: How often it was accepted there.
+        num_decodes: Sequences that could have been drafted for, summed over steps.
+        depth_sum: Drafts that were asked for them.
+        depth_by_batch: ``(smallest batch, largest batch, drafts)`` that the run learnt, if it chose itself.
+    """
+
+    drafted_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+    num_decodes: int = 0
+    depth_sum: int = 0
+    depth_by_batch: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Add one verification."""
+        missing = drafted - len(self.drafted_at)
+        if missing > 0:
+            self.drafted_at += [0] * missing
+            self.accepted_at += [0] * missing
+        for position in range(drafted):
+            self.drafted_at[position] += 1
+        for position in range(accepted):
+            self.accepted_at[position] += 1
+
+
+@dataclass(slots=True)
 class RunRecord:
     """Everything that a run produced, in the order in which requests arrived.
 
@@ -93,6 +123,7 @@ class RunRecord:
         occupancy: ``(slot, request id, from_s, to_s, held_until_s)`` per stay in a batch slot;
             ``held_until_s > to_s`` when the slot stayed empty after the request had ended.
         stopped_early: A watcher ended the run before all requests were served.
+        speculation: What became of drafts, where there were any to be had.
     """
 
     requests: list[RequestRecord]
@@ -101,3 +132,4 @@ class RunRecord:
     num_blocks: int = 0
     block_size: int = 0
     stopped_early: bool = False
+    speculation: SpeculationRecord | None = None

@@ -29,6 +29,7 @@ class Sequence:
         slot: Batch slot, or -1 while it has none.
         row: Place in the decode group, or -1 outside it.
         joined_step: Decode step of the group at which it joined.
+        text: Prompt and output as bytes, where a drafter searches them.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class Sequence:
         "slot",
         "slot_since_s",
         "status",
+        "text",
     )
 
     def __init__(self, request: Request) -> None:
@@ -55,6 +57,7 @@ class Sequence:
         self.slot_since_s = 0.0
         self.row = -1
         self.joined_step = 0
+        self.text: bytearray | None = None
         self.record = RequestRecord(
             id=request.id,
             arrival_s=request.arrival_s,

@@ -14,6 +14,7 @@ from tunebatch.engine.group import DecodeGroup
 from tunebatch.engine.plan import OutOfDeviceMemoryError, Slice, StepOutput, StepPlan
 from tunebatch.engine.request import Sampling
 from tunebatch.engine.sequence import Sequence
+from tunebatch.engine.speculation.drafter import Drafter
 from tunebatch.execute.torch.attention.base import KvCache, NewPools
 from tunebatch.execute.torch.forward import Forward
 from tunebatch.execute.torch.sampler import sample
@@ -35,6 +36,9 @@ class TorchExecutor:
         max_slots: Batch slots.
         max_context: Most tokens a sequence may have.
         model_info: Facts for result files.
+
+    Attributes:
+        drafter: A draft model beside this one.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class TorchExecutor:
         model_info: dict[str, Any],
     ) -> None:
         self.model = model
-        self._forward = forward
+        self.forward = forward
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.max_slots = max_slots
@@ -61,16 +65,17 @@ class TorchExecutor:
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.device = next(model.parameters()).device
         self.cache = KvCache(num_blocks, block_size, new_pools)
-        self._slots = Slots(self.cache, max_slots, max_context, self.device)
+        self.slots = Slots(self.cache, max_slots, max_context, self.device)
         self._last_token: Ints = np.zeros(max_slots, np.int64)
         self._position: Ints = np.zeros(max_slots, np.int64)
+        self.drafter: Drafter | None = None
         self._random: dict[int, Sampling] = {}
         self._rows: Ints = np.zeros(0, np.int64)
         self._rows_of: tuple[DecodeGroup, int] | None = None
 
     def reset(self) -> None:
         """Forget all sequences; the pools keep their memory."""
-        self._slots.reset()
+        self.slots.reset()
         self._rows_of = None
         self._random.clear()
 
@@ -98,8 +103,8 @@ class TorchExecutor:
         for piece in plan.slices:
             self._take_table(piece.sequence)
         for sequence in plan.grown:
-            self._slots.take(sequence.slot, sequence.block_table)
-        return self._forward(*self._stage(plan))
+            self.slots.take(sequence.slot, sequence.block_table)
+        return self.forward(*self._stage(plan))
 
     @torch.inference_mode()
     def _sampled(self, plan: StepPlan) -> list[int]:
@@ -111,7 +116,7 @@ class TorchExecutor:
         rows = self._decode_rows(plan.decodes)
         context_sum = 0 if plan.decodes is None else plan.decodes.context_sum
         if not plan.slices:
-            return self._slots.pack_decodes(rows, self._last_token[rows], self._position[rows], context_sum)
+            return self.slots.pack_decodes(rows, self._last_token[rows], self._position[rows], context_sum)
         ids: list[int] = []
         keep: list[int] = []
         for piece in plan.slices:
@@ -120,7 +125,7 @@ class TorchExecutor:
             if piece.sample:
                 keep += range(len(ids) - 1 - len(piece.draft_tokens), len(ids))
         keep += range(len(ids), len(ids) + len(rows))
-        return self._slots.pack(
+        return self.slots.pack(
             slots=np.concatenate([np.array([piece.sequence.slot for piece in plan.slices], np.int64), rows]),
             starts=np.concatenate([np.array([piece.start for piece in plan.slices]), self._position[rows]]),
             counts=np.array([*(piece.num_tokens for piece in plan.slices), *[1] * len(rows)]),
@@ -139,7 +144,7 @@ class TorchExecutor:
         return self._rows
 
     def _take_table(self, sequence: Sequence) -> None:
-        if not self._slots.take(sequence.slot, sequence.block_table):
+        if not self.slots.take(sequence.slot, sequence.block_table):
             return
         if sequence.request.sampling.greedy:
             self._random.pop(sequence.slot, None)

@@ -15,16 +15,17 @@ def sample(logits: Tensor, samplings: list[tuple[int, Sampling, int]]) -> Tensor
         samplings: ``(row, sampling, position)`` of the rows that are not greedy. Noise is drawn from
             the request's seed and the token's position alone, so it does not depend on the batch.
     """
-    tokens = _highest(logits)
+    tokens = highest(logits)
     for row, sampling, position in samplings:
         tokens[row] = _draw(logits[row], sampling, position)
     return tokens
 
 
-def _highest(logits: Tensor) -> Tensor:
+def highest(logits: Tensor) -> Tensor:
+    """The most probable token of each row of ``logits [rows, vocabulary]``, of equals the first."""
     if logits.device.type != "cpu":
         return logits.argmax(-1)
-    # torch's takes ten times as long on a CPU; both give the first of equals.
+    # torch's takes ten times as long on a CPU.
     return torch.from_numpy(logits.float().numpy().argmax(-1))
 
 

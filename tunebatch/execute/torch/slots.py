@@ -78,6 +78,7 @@ class Slots:
         sampled_at: Ints,
         num_slices: int,
         context_sum: int,
+        room: int = 0,
     ) -> Packed:
         """Lay out ``counts[i]`` tokens of ``slots[i]`` from ``starts[i]`` on; slices first, then decodes.
 
@@ -85,13 +86,14 @@ class Slots:
             tokens: All token ids, one sequence after the other.
             sampled_at: Rows of these whose logits are wanted.
             context_sum: KV tokens that the decodes attend to.
+            room: Tokens beyond these that the block tables reach.
         """
         ends = np.cumsum(counts)
         first = ends - counts
         total = int(ends[-1])
         lens = starts + counts
         longest = int(lens.max())
-        tables = self.tables[slots, : -(-longest // self._block_size)]
+        tables = self.tables[slots, : -(-(longest + room) // self._block_size)]
         positions = np.arange(total) + np.repeat(starts - first, counts)
         owner = np.repeat(np.arange(len(slots)), counts)
         blocks = tables[owner, positions // self._block_size]

@@ -1,0 +1,1 @@
+"""Speculative decoding: who proposes tokens, how many, and what became of them."""

@@ -1,0 +1,141 @@
+"""How many tokens to draft: a number, or what the run itself shows to pay."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Protocol
+
+# Batches of like size share what was measured: 1, 2-3, 4-7, 8-15, ...
+_RECENT = 7  # steps whose median is what a depth costs now; contexts grow
+_TRIES = 2  # steps of each depth at first
+_LOOK_AGAIN = 32  # steps until another depth than the best is tried
+_GUESSED_STEP = 0.2  # of a plain step that a draft adds, before anything was measured
+_PRIOR = 4  # verifications that a guess counts as
+
+
+class Depth(Protocol):
+    """Chooses how many tokens each sequence of a step drafts."""
+
+    def choose(self, batch: int) -> int:
+        """Draft tokens per sequence for ``batch`` decoding sequences; 0 for a plain step."""
+        ...
+
+    def took(self, batch: int, depth: int, duration_s: float) -> None:
+        """A step of decodes alone took so long, drafting and planning included."""
+        ...
+
+    def verified(self, depth: int, batch: int, accepted: list[int]) -> None:
+        """Of ``batch`` sequences that were asked for ``depth`` drafts, some had so many accepted."""
+        ...
+
+    def table(self) -> list[tuple[int, int, int]]:
+        """``(smallest batch, largest batch, depth)``, as vLLM takes it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Always the same number."""
+
+    depth: int
+
+    def choose(self, batch: int) -> int:
+        return self.depth
+
+    def took(self, batch: int, depth: int, duration_s: float) -> None: ...
+
+    def verified(self, depth: int, batch: int, accepted: list[int]) -> None: ...
+
+    def table(self) -> list[tuple[int, int, int]]:
+        return []
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """What is known of batches of like size."""
+
+    costs: defaultdict[int, deque[float]] = field(
+        default_factory=lambda: defaultdict(lambda: deque(maxlen=_RECENT))
+    )
+    tries: defaultdict[int, int] = field(default_factory=lambda: defaultdict(int))
+    visits: int = 0
+    smallest: int = 1 << 30
+    largest: int = 0
+
+
+class Auto:
+    """The depth with the most tokens per second, by batch size, down to 0.
+
+    Tokens per step follow from how often each position was accepted, over all batch sizes; seconds per
+    step from the steps of like batches, with a straight line between the depths that were tried. As TurboSpec
+    (Liu et al., 2024) and vLLM's tables of depth by batch size; but what they profile beforehand is learnt
+    from the run, with one step in 32 to look again.
+
+    Args:
+        most: Largest depth.
+    """
+
+    def __init__(self, most: int = 8) -> None:
+        self._most = most
+        self._probes = (0, (most + 1) // 2, most)
+        self._buckets: defaultdict[int, _Bucket] = defaultdict(_Bucket)
+        self._asked = [float(_PRIOR)] * most
+        self._accepted = [_PRIOR * 0.6 ** (position + 1) for position in range(most)]
+
+    def choose(self, batch: int) -> int:
+        bucket = self._buckets[batch.bit_length()]
+        bucket.visits += 1
+        bucket.smallest, bucket.largest = min(bucket.smallest, batch), max(bucket.largest, batch)
+        for depth in self._probes:
+            if bucket.tries[depth] < _TRIES:
+                break
+        else:
+            depth = self._best(bucket)
+            if bucket.visits % _LOOK_AGAIN == 0:
+                turn = bucket.visits // _LOOK_AGAIN % 3
+                depth = (0, max(depth - 1, 0), min(depth + 1, self._most))[turn]
+        bucket.tries[depth] += 1
+        return depth
+
+    def took(self, batch: int, depth: int, duration_s: float) -> None:
+        self._buckets[batch.bit_length()].costs[depth].append(duration_s)
+
+    def verified(self, depth: int, batch: int, accepted: list[int]) -> None:
+        for position in range(depth):
+            self._asked[position] += batch
+        for count in accepted:
+            for position in range(count):
+                self._accepted[position] += 1
+
+    def table(self) -> list[tuple[int, int, int]]:
+        rows: list[tuple[int, int, int]] = []
+        for _, bucket in sorted(self._buckets.items()):
+            depth = self._best(bucket)
+            if rows and rows[-1][2] == depth:
+                rows[-1] = (rows[-1][0], bucket.largest, depth)
+            else:
+                rows.append((bucket.smallest, bucket.largest, depth))
+        return rows
+
+    def _best(self, bucket: _Bucket) -> int:
+        known = sorted((depth, median(times)) for depth, times in bucket.costs.items())
+        best, best_rate, tokens = 0, 0.0, 1.0
+        for depth in range(self._most + 1):
+            if depth:
+                tokens += self._accepted[depth - 1] / self._asked[depth - 1]
+            rate = tokens / _cost(known, depth)
+            if rate > best_rate:
+                best, best_rate = depth, rate
+        return best
+
+
+def _cost(known: list[tuple[int, float]], depth: int) -> float:
+    """Seconds of a step, on the straight line through the two measured depths that are nearest."""
+    if len(known) < 2:
+        return (known[0][1] if known else 1.0) * (1.0 + _GUESSED_STEP * depth)
+    upper = next((i for i, (at, _) in enumerate(known) if at >= depth), len(known) - 1)
+    (a, cost_a), (b, cost_b) = known[max(upper, 1) - 1], known[max(upper, 1)]
+    # Noise may make more drafts seem cheaper; a line that falls would reward any depth.
+    return cost_a + max(cost_b - cost_a, 0.0) * (depth - a) / (b - a)

@@ -1,0 +1,60 @@
+"""A drafter, how deep it drafts, and what became of its drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+from tunebatch.engine.records import SpeculationRecord
+from tunebatch.engine.speculation.depth import Depth
+from tunebatch.engine.speculation.drafter import Drafter, Wanted
+
+
+class Speculator:
+    """Proposes drafts for a step, and counts which positions were accepted.
+
+    Args:
+        drafter: Guesses tokens.
+        depth: Chooses how many.
+    """
+
+    def __init__(self, drafter: Drafter, depth: Depth) -> None:
+        self._drafter = drafter
+        self._depth = depth
+        self._asked: tuple[int, int] | None = None
+        self._record = SpeculationRecord()
+
+    def record(self) -> SpeculationRecord:
+        """What became of all drafts so far."""
+        self._record.depth_by_batch = self._depth.table()
+        return self._record
+
+    def depth(self, batch: int) -> int:
+        """Draft tokens for each of ``batch`` decoding sequences in the next step."""
+        chosen = self._depth.choose(batch)
+        self._asked = (batch, chosen)
+        return chosen
+
+    def propose(self, wanted: SequenceOf[Wanted]) -> list[SequenceOf[int]]:
+        """See `Drafter`."""
+        return self._drafter.propose(wanted)
+
+    def step_done(self, verified: SequenceOf[tuple[int, int]], alone: bool, duration_s: float) -> None:
+        """A step is over.
+
+        Args:
+            verified: ``(drafted, accepted)`` of each sequence that had drafts.
+            alone: It computed no prompt, so that its duration tells what drafting costs.
+        """
+        if self._asked is None:
+            return
+        batch, depth = self._asked
+        self._asked = None
+        record = self._record
+        record.depth_sum += depth * batch
+        record.num_decodes += batch
+        for drafted, accepted in verified:
+            record.count(drafted, accepted)
+        if depth:
+            self._depth.verified(depth, batch, [accepted for _, accepted in verified])
+        if alone:
+            self._depth.took(batch, depth, duration_s)
