@@ -118,6 +118,7 @@ class Engine:
             num_blocks=queues.kv.num_blocks,
             block_size=queues.kv.block_size,
             stopped_early=self._stopped,
+            prefix_caching=queues.prefixes is not None,
         )
 
     def _arrivals(self, now: float) -> None:
@@ -152,6 +153,7 @@ class Engine:
         for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
             sequence = piece.sequence
             sequence.num_computed = piece.start + piece.num_tokens
+            self.queues.cache_blocks(sequence)
             if piece.sample:
                 self._commit_sample(sequence, tokens, now)
 
