@@ -5,7 +5,9 @@ The fixture ``kit`` hands these out, so that test files need no import path to t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from types import SimpleNamespace
 from zlib import crc32
 
@@ -25,18 +27,24 @@ VOCABULARY = 17
 Duration = Callable[[StepPlan], float | None]
 
 
-def fake_token(request_id: int, position: int) -> int:
-    """The token at a position of prompt and output together; depends on nothing else."""
-    return crc32(f"{request_id}:{position}".encode()) % VOCABULARY
+@lru_cache(maxsize=4096)
+def contents(request: Request) -> tuple[list[int], list[int]]:
+    """All tokens of prompt and output, and what the KV cache holds at the position of each: a value of
+    every token up to there, from which the next token follows, as in a greedy model."""
+    told, held, value = list(request.prompt), [], 0
+    for position in range(len(request.prompt) + request.max_tokens):
+        if position == len(told):
+            told.append(value % VOCABULARY)
+        value = crc32(f"{value}:{told[position]}".encode())
+        held.append(value)
+    return told, held
 
 
 def expected_output(request: Request) -> list[int]:
     """What a request must produce whatever the strategy, preemptions and batches."""
-    output: list[int] = []
-    while len(output) < request.max_tokens:
-        output.append(fake_token(request.id, len(request.prompt) + len(output)))
-        if output[-1] == EOS and not request.ignore_eos:
-            break
+    output = contents(request)[0][len(request.prompt) :]
+    if EOS in output and not request.ignore_eos:
+        return output[: output.index(EOS) + 1]
     return output
 
 
@@ -59,8 +67,8 @@ def unit_steps(plan: StepPlan) -> float | None:
 class FakeExecutor:
     """Computes fake tokens, and asserts that a real executor could have computed real ones.
 
-    It writes ``(request, position)`` into a model of KV memory through the block tables and reads
-    every context back, so a block that was freed, shared or skipped by mistake is noticed.
+    It writes what `contents` says into a model of KV memory through the block tables and reads every
+    context back, so a block that was freed, shared or skipped by mistake is noticed.
     """
 
     eos_token_ids = frozenset({EOS})
@@ -83,7 +91,7 @@ class FakeExecutor:
         self.reset()
 
     def reset(self) -> None:
-        self._memory: dict[tuple[int, int], tuple[int, int]] = {}
+        self._memory: dict[tuple[int, int], int] = {}
         self._tables: dict[int, list[int]] = {}
         self._seen: dict[int, Sequence] = {}
 
@@ -107,24 +115,33 @@ class FakeExecutor:
 
     def _check_ownership(self) -> None:
         self._seen = {i: sequence for i, sequence in self._seen.items() if sequence.block_table}
-        owned = [block for s in self._seen.values() for block in s.block_table]
-        assert len(set(owned)) == len(owned), "two running sequences share a block"
-        assert all(0 <= block < self.num_blocks for block in owned)
+        self._owners = Counter(block for s in self._seen.values() for block in s.block_table)
+        assert all(0 <= block < self.num_blocks for block in self._owners)
+        for sequence in self._seen.values():
+            for index, block in enumerate(sequence.block_table):
+                if self._owners[block] > 1:
+                    self._check_shared(sequence, index, block)
         slots = [s.slot for s in self._seen.values()]
         assert len(set(slots)) == len(slots) and all(0 <= slot < self.max_slots for slot in slots)
+
+    def _check_shared(self, sequence: Sequence, index: int, block: int) -> None:
+        """Of what it has in a shared block, every sequence could have computed every token itself."""
+        _, held = contents(sequence.request)
+        first = index * self.block_size
+        for offset, value in enumerate(held[first : first + self.block_size]):
+            assert self._memory.get((block, offset)) == value, "shared by sequences that differ"
 
     def _slice(self, piece: Slice) -> list[int]:
         sequence, start, num_tokens = piece.sequence, piece.start, piece.num_tokens
         assert start == sequence.num_computed, "a slice skips or repeats tokens"
         assert num_tokens >= 1
         assert piece.sample == (start + num_tokens == sequence.num_tokens), "not the last chunk samples"
-        request = sequence.request
-        told = [*request.prompt, *expected_output(request)]
+        told, _ = contents(sequence.request)
         assert sequence.token_ids(start, num_tokens) == told[start : start + num_tokens]
         for position in range(start, start + num_tokens):
             self._write(sequence, position)
         self._read_back(sequence, start + num_tokens)
-        return [fake_token(sequence.id, start + num_tokens)] if piece.sample else []
+        return [told[start + num_tokens]] if piece.sample else []
 
     def _decode(self, plan: StepPlan, member: Sequence) -> int:
         assert plan.decodes is not None
@@ -135,18 +152,20 @@ class FakeExecutor:
         assert len(member.output) + len(member.request.prompt) == computed + 1
         self._write(member, computed)
         self._read_back(member, computed + 1)
-        return fake_token(member.id, computed + 1)
+        return contents(member.request)[0][computed + 1]
 
     def _write(self, sequence: Sequence, position: int) -> None:
         index, offset = divmod(position, self.block_size)
         assert index < len(sequence.block_table), "the block table does not cover the tokens to compute"
-        self._memory[sequence.block_table[index], offset] = (sequence.id, position)
+        block = sequence.block_table[index]
+        assert self._owners[block] == 1, "a shared block is written"
+        self._memory[block, offset] = contents(sequence.request)[1][position]
 
     def _read_back(self, sequence: Sequence, num_tokens: int) -> None:
-        for position in range(num_tokens):
+        for position, value in enumerate(contents(sequence.request)[1][:num_tokens]):
             index, offset = divmod(position, self.block_size)
             held = self._memory.get((sequence.block_table[index], offset))
-            assert held == (sequence.id, position), f"KV of {sequence.id}@{position} is {held}"
+            assert held == value, f"KV of {sequence.id}@{position} is of other tokens"
 
 
 class ListSource:
@@ -175,9 +194,12 @@ def make_engine(
     requests: Iterable[Request] | RequestSource,
     executor: FakeExecutor | None = None,
     clock: Clock | None = None,
+    prefix_caching: bool = False,
 ) -> Engine:
     source = requests if hasattr(requests, "next_arrival_s") else ListSource(requests)
-    return Engine(executor or FakeExecutor(), policy, source, clock or VirtualClock())
+    return Engine(
+        executor or FakeExecutor(), policy, source, clock or VirtualClock(), prefix_caching=prefix_caching
+    )
 
 
 def serve(
@@ -185,8 +207,9 @@ def serve(
     requests: Iterable[Request] | RequestSource,
     executor: FakeExecutor | None = None,
     clock: Clock | None = None,
+    prefix_caching: bool = False,
 ) -> RunRecord:
-    return make_engine(policy, requests, executor, clock).run()
+    return make_engine(policy, requests, executor, clock, prefix_caching).run()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -9,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import VirtualClock
 from tunebatch.engine.records import EndReason
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import STRATEGIES, strategy
+
+NAMES = [*STRATEGIES, *(f"{name}+prefix" for name in STRATEGIES)]
 
 # Sixteenths are exact in binary, so times can be compared with ==.
 TICK = 1 / 16
@@ -23,15 +27,24 @@ SHAPES = st.tuples(
     st.integers(0, 12),  # ticks since the arrival before
     st.none() | st.integers(0, 60),  # ticks until cancelled
     st.booleans(),  # ignore_eos
+    st.integers(0, 3),  # what the prompt begins with
 )
+Shape = tuple[int, int, int, int | None, bool, int]
 
 
-def requests_of(shapes: list[tuple[int, int, int, int | None, bool]], kit: SimpleNamespace) -> list[Request]:
-    requests, arrival_s = [], 0.0
-    for i, (prompt, max_tokens, gap, patience, ignore_eos) in enumerate(shapes):
+def requests_of(shapes: list[Shape], kit: SimpleNamespace) -> list[Request]:
+    requests: list[Request] = []
+    arrival_s = 0.0
+    for i, (prompt, max_tokens, gap, patience, ignore_eos, begins) in enumerate(shapes):
         arrival_s += gap * TICK
         cancel_at_s = None if patience is None else arrival_s + patience * TICK
-        requests.append(kit.request(i, prompt, max_tokens, arrival_s, cancel_at_s, ignore_eos))
+        request = kit.request(i, prompt, max_tokens, arrival_s, cancel_at_s, ignore_eos)
+        # With nothing, with what one or two others begin with, or with the conversation before it.
+        beginning: tuple[int, ...] = ((), (1,) * 12, (1,) * 5 + (2,) * 7, ())[begins]
+        if begins == 3 and requests:
+            beginning = (*requests[-1].prompt, *kit.expected_output(requests[-1]))
+        shared = beginning[: max(prompt - i % 3, 0)]
+        requests.append(replace(request, prompt=shared + request.prompt[len(shared) :]))
     return requests
 
 
@@ -45,10 +58,10 @@ def knobs_of(
         "chunk_size": chunk,
         "max_partial_prefills": partial,
     }
-    return {knob.name: values[knob.name] for knob in STRATEGIES[name].knobs}
+    return {knob.name: values[knob.name] for knob in STRATEGIES[name.partition("+")[0]].knobs}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=70, deadline=None)
 @given(
     shapes=st.lists(SHAPES, min_size=1, max_size=14),
@@ -64,7 +77,7 @@ def knobs_of(
 def test_random_work(
     kit: SimpleNamespace,
     name: str,
-    shapes: list[tuple[int, int, int, int | None, bool]],
+    shapes: list[Shape],
     num_blocks: int,
     block_size: int,
     max_slots: int,
@@ -83,8 +96,8 @@ def test_random_work(
         duration=lambda plan: TICK * (1 + plan.num_slice_tokens // 4 + plan.num_decodes // 2),
     )
     clock, source = VirtualClock(), kit.Source(requests)
-    policy = strategy(name, knobs_of(name, batch, tokens, delay, chunk, partial)).make_policy()
-    engine = kit.engine(policy, source, executor, clock)
+    chosen = strategy(name, knobs_of(name, batch, tokens, delay, chunk, partial))
+    engine = engine_for(chosen, executor, source, clock)
 
     boundaries = [clock.now()]
     limit = 40 * sum(len(request.prompt) + request.max_tokens + 3 for request in requests)
@@ -126,6 +139,11 @@ def test_random_work(
             else:
                 assert due is None or record.end_s <= due, "outlived its cancellation"
         assert record.end_reason is not EndReason.CANCELLED or request.cancel_at_s is not None
+        assert record.num_cached_tokens % block_size == 0
+        assert not record.num_cached_tokens or "+prefix" in name
+        if record.completed and not record.num_preemptions:
+            computed = sum(n for step in run.steps.slices for i, _, _, n in step if i == request.id)
+            assert computed == len(request.prompt) - record.num_cached_tokens > 0
     if not any(record.num_preemptions for record in run.requests):
         firsts = [r.first_scheduled_s for r in run.requests if r.first_scheduled_s is not None]
         assert firsts == sorted(firsts), "overtaking"
@@ -143,11 +161,12 @@ def check_occupancy(occupancy: list[tuple[int, int, float, float, float]]) -> No
         assert all(a[2] <= b[0] for a, b in pairwise(stays)), "a slot was held twice"
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "sequential"])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("sequential")])
 def test_tiny_pools_do_preempt_and_change_no_token(kit: SimpleNamespace, name: str) -> None:
     requests = [kit.request(i, 3, 12) for i in range(4)]
-    policy = strategy(name, knobs_of(name, 4, 64, 0, 2)).make_policy()
-    run = kit.serve(policy, requests, kit.Executor(num_blocks=6, block_size=3))
+    chosen = strategy(name, knobs_of(name, 4, 64, 0, 2))
+    executor = kit.Executor(num_blocks=6, block_size=3)
+    run = engine_for(chosen, executor, kit.Source(requests), VirtualClock()).run()
     assert sum(run.steps.num_preempted) > 0
     assert [record.output for record in run.requests] == [kit.expected_output(r) for r in requests]
     assert run.requests[0].num_preemptions == 0, "the oldest yields to nobody"

@@ -135,6 +135,7 @@ class Engine:
             block_size=queues.kv.block_size,
             stopped_early=self._stopped,
             speculation=None if self._speculator is None else self._speculator.record(),
+            prefix_caching=queues.prefixes is not None,
         )
 
     def _arrivals(self, now: float) -> None:
@@ -171,7 +172,9 @@ class Engine:
             sequence.num_computed = piece.start + piece.num_tokens
             if piece.draft_tokens:
                 self._commit_verified(piece, tokens, now)
-            elif piece.sample:
+                continue
+            self.queues.cache_blocks(sequence)
+            if piece.sample:
                 self._commit_sample(sequence, tokens, now)
 
     def _commit_decodes(self, output: StepOutput, now: float) -> None:
@@ -227,6 +230,7 @@ class Engine:
         elif sequence.num_output == sequence.request.max_tokens:
             self.queues.finish(sequence, EndReason.LENGTH, now)
         else:
+            self.queues.cache_blocks(sequence)
             self.queues.decodes.join(sequence)
 
     def _tell_ended(self, now: float) -> None:

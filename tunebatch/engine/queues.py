@@ -13,6 +13,7 @@ from collections.abc import Callable
 from tunebatch.engine.blocks import BlockPool
 from tunebatch.engine.group import DecodeGroup
 from tunebatch.engine.plan import Slice, StepPlan
+from tunebatch.engine.prefix_cache import CachedBlock, PrefixCache
 from tunebatch.engine.records import EndReason, RequestRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.sequence import Sequence, Status
@@ -39,6 +40,7 @@ class Queues:
         waiting: Requests not admitted, oldest first; a preempted one is first.
         running: Admitted sequences in order of admission, the newest last.
         partial: Those of them whose prompt is not wholly computed or planned, in the same order.
+        prefixes: The blocks that prompts to come may share; None without prefix caching.
         arrivals_open: More arrivals are scheduled.
     """
 
@@ -53,6 +55,7 @@ class Queues:
         speculator: Speculator | None = None,
     ) -> None:
         self.kv = BlockPool(num_blocks, block_size)
+        self.prefixes = PrefixCache(self.kv) if prefix_caching else None
         self.decodes = DecodeGroup(block_size)
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()
         self.running: OrderedDict[int, Sequence] = OrderedDict()
@@ -126,13 +129,15 @@ class Queues:
         """
         slices: list[Slice] = []
         for sequence in list(self.partial.values()):
-            num_tokens = _chunk(sequence, chunk_size)
+            num_tokens = _at_most(sequence.num_uncomputed, chunk_size)
             slices.append(self.chunk(sequence, num_tokens))
             token_budget -= num_tokens
         while len(slices) < limit and (oldest := self.oldest_waiting) is not None:
-            num_tokens = _chunk(oldest, chunk_size)
-            if (slices and num_tokens > token_budget) or not self.admit(now):
+            if slices and _at_most(self.num_to_compute(oldest), chunk_size) > token_budget:
                 break
+            if not self.admit(now):
+                break
+            num_tokens = _at_most(oldest.num_uncomputed, chunk_size)
             slices.append(self.chunk(oldest, num_tokens))
             token_budget -= num_tokens
         return slices
@@ -142,17 +147,30 @@ class Queues:
 
         It gets the blocks of its whole prompt, however few of its tokens the first chunk computes: a
         prompt that has begun then never waits for blocks, so two of them cannot wait for each other.
+        Those of its beginning that are cached it shares, and computes what comes after them.
         """
         oldest = self.oldest_waiting
         if oldest is None or not self._free_slots:
             return False
-        num_blocks = self.kv.blocks_for(oldest.num_tokens)
+        hit = self._hit(oldest)
+        shared = [] if hit is None else hit.path()
+        num_blocks = self.kv.blocks_for(oldest.num_tokens) - len(shared)
         reserve = self._watermark if self.running else 0
-        if num_blocks + reserve > self.kv.num_free:
+        if num_blocks + self.kv.num_idle(shared) + reserve > self.kv.num_free:
             return False
-        oldest.block_table = self.kv.allocate(num_blocks)
+        # Shared first: allocating may evict what is idle.
+        for block in shared:
+            self.kv.share(block)
+        oldest.block_table = shared + self.kv.allocate(num_blocks)
+        oldest.cached = hit
+        oldest.num_computed = len(shared) * self.kv.block_size
         self._start(oldest, now)
         return True
+
+    def num_to_compute(self, sequence: Sequence) -> int:
+        """Tokens that a waiting request would have to compute if it were admitted now."""
+        hit = self._hit(sequence)
+        return sequence.num_tokens - (0 if hit is None else hit.depth * self.kv.block_size)
 
     def chunk(self, sequence: Sequence, num_tokens: int) -> Slice:
         """Plan the next tokens of a prompt that has begun; the chunk that ends it samples."""
@@ -168,6 +186,7 @@ class Queues:
         """
         table_full = self.kv.blocks_for
         for sequence in self.decodes.crossing():
+            self.cache_blocks(sequence)
             if sequence.row < 0 or len(sequence.block_table) > table_full(
                 self.decodes.num_computed(sequence)
             ):
@@ -216,13 +235,24 @@ class Queues:
         if sequence.record.first_scheduled_s is None:
             sequence.record.first_scheduled_s = start_s
 
+    def cache_blocks(self, sequence: Sequence) -> None:
+        """Let prompts to come share the blocks that a running sequence has filled."""
+        if self.prefixes is None or sequence.cached is None:
+            return
+        tokens, count = self._filled(sequence)
+        sequence.cached = self.prefixes.extend(sequence.cached, tokens, count, sequence.block_table)
+
     def check_integrity(self) -> None:
         """Assert what must hold between any two steps; for tests."""
         self.kv.check_integrity()
+        if self.prefixes is not None:
+            self.prefixes.check_integrity()
         owners: dict[int, int] = {}
         for sequence in self.running.values():
             for block in sequence.block_table:
                 owners[block] = owners.get(block, 0) + 1
+            if sequence.cached is not None:
+                assert sequence.cached.path() == sequence.block_table[: sequence.cached.depth]
         for block in range(self.kv.num_blocks):
             assert self.kv.num_owners(block) == owners.get(block, 0), f"block {block} leaked or stolen"
         assert all(not sequence.block_table for sequence in self.waiting.values())
@@ -277,6 +307,24 @@ class Queues:
         self.decodes.leave(sequence)
         sequence.record.token_times_s += self.decode_end_s[sequence.joined_step : self.decodes.step]
 
+    def _hit(self, sequence: Sequence) -> CachedBlock | None:
+        """The end of what is cached of a sequence's tokens; None without prefix caching.
+
+        The last token is never a hit, since what follows it is sampled from its logits. Its whole block is
+        computed again then, in a block of its own: a shared one is never written.
+        """
+        if self.prefixes is None:
+            return None
+        count = (sequence.num_tokens - 1) // self.kv.block_size
+        return self.prefixes.lookup(sequence.block_tokens(count, self.kv.block_size), count)
+
+    def _filled(self, sequence: Sequence) -> tuple[list[bytes], int]:
+        """Tokens of a sequence's blocks, and how many of those blocks are computed to their end."""
+        computed = self.decodes.num_computed(sequence) if sequence.row >= 0 else sequence.num_computed
+        count = computed // self.kv.block_size
+        tokens = sequence.block_tokens(count, self.kv.block_size)
+        return tokens, min(count, len(tokens))
+
     def _start(self, sequence: Sequence, now: float) -> None:
         del self.waiting[sequence.id]
         self.running[sequence.id] = sequence
@@ -284,6 +332,9 @@ class Queues:
         sequence.slot = heapq.heappop(self._free_slots)
         sequence.slot_since_s = now
         sequence.status = Status.PREFILL
+        # What a preempted sequence finds again it had computed itself; that saved nobody anything.
+        if not sequence.record.num_preemptions:
+            sequence.record.num_cached_tokens = sequence.num_computed
 
     def _preempt(self, sequence: Sequence, now: float) -> None:
         """Take everything from a sequence; what it had is computed again when it returns."""
@@ -299,6 +350,10 @@ class Queues:
         if sequence.row >= 0:
             self._leave_decodes(sequence)
         self.partial.pop(sequence.id, None)
+        if self.prefixes is not None and sequence.cached is not None:
+            tokens, count = self._filled(sequence)
+            self.prefixes.settle(sequence.cached, tokens, count, sequence.block_table)
+            sequence.cached = None
         self.kv.release(sequence.block_table)
         sequence.block_table = []
         del self.running[sequence.id]
@@ -316,9 +371,8 @@ class Queues:
         self.ended.append(sequence)
 
 
-def _chunk(sequence: Sequence, chunk_size: int | None) -> int:
-    left = sequence.num_uncomputed
-    return left if chunk_size is None else min(left, chunk_size)
+def _at_most(num_tokens: int, chunk_size: int | None) -> int:
+    return num_tokens if chunk_size is None else min(num_tokens, chunk_size)
 
 
 def why_never_fits(request: Request, num_blocks: int, block_size: int, max_context: int) -> str | None:

@@ -21,7 +21,8 @@ class RequestRecord:
     """One request's life, all times in seconds on the run's clock.
 
     ``token_times_s[i]`` is when output token i reached the host; tokens of one speculative step
-    share a time.
+    share a time. ``num_cached_tokens`` are the prompt's at its first admission: what is found again
+    after a preemption is not in it.
     """
 
     id: int
@@ -133,3 +134,4 @@ class RunRecord:
     block_size: int = 0
     stopped_early: bool = False
     speculation: SpeculationRecord | None = None
+    prefix_caching: bool = False

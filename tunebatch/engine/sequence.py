@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from enum import Enum
 
+from tunebatch.engine.prefix_cache import CachedBlock
 from tunebatch.engine.records import RequestRecord
 from tunebatch.engine.request import Request
 
@@ -26,6 +28,7 @@ class Sequence:
         num_computed: Tokens whose keys and values are in the KV cache.
         num_output: Tokens generated so far.
         block_table: Pool indices of the blocks that hold tokens ``0, 1, 2, ...``.
+        cached: The last of its leading blocks that others can share, while it runs with prefix caching.
         slot: Batch slot, or -1 while it has none.
         row: Place in the decode group, or -1 outside it.
         joined_step: Decode step of the group at which it joined.
@@ -33,7 +36,9 @@ class Sequence:
     """
 
     __slots__ = (
+        "_block_tokens",
         "block_table",
+        "cached",
         "joined_step",
         "num_computed",
         "num_output",
@@ -53,6 +58,8 @@ class Sequence:
         self.num_computed = 0
         self.num_output = 0
         self.block_table: list[int] = []
+        self.cached: CachedBlock | None = None
+        self._block_tokens: list[bytes] = []
         self.slot = -1
         self.slot_since_s = 0.0
         self.row = -1
@@ -86,6 +93,23 @@ class Sequence:
         if end <= len(prompt):
             return list(prompt[start:end])
         return [*prompt[start:], *self.output[max(0, start - len(prompt)) : end - len(prompt)]]
+
+    def block_tokens(self, count: int, block_size: int) -> list[bytes]:
+        """Tokens of the leading blocks, packed, a block an entry: at least the first ``count``, or as many
+        as are full of known tokens. Made once; the caller must not change it."""
+        made = self._block_tokens
+        if len(made) < count:
+            # An executor that computes no tokens leaves the output behind its count.
+            known = len(self.request.prompt)
+            if len(self.output) >= self.num_output:
+                known += len(self.output)
+            first = len(made) * block_size
+            full = max(min(count, known // block_size) * block_size, first)
+            packed = array("i", self.token_ids(first, full - first))
+            width = block_size * packed.itemsize
+            data = packed.tobytes()
+            made += [data[at : at + width] for at in range(0, len(data), width)]
+        return made
 
     def __repr__(self) -> str:
         return f"Sequence({self.id}, {self.status.value}, computed={self.num_computed}/{self.num_tokens})"

@@ -53,8 +53,9 @@ class Mixed:
         room = budget - sum(min(sequence.num_uncomputed, share) for sequence in prompts)
         num_cut = sum(sequence.num_uncomputed > share for sequence in prompts)
         while (oldest := queues.oldest_waiting) is not None:
-            room -= min(oldest.num_tokens, share)
-            num_cut += oldest.num_tokens > share
+            wanted = queues.num_to_compute(oldest)
+            room -= min(wanted, share)
+            num_cut += wanted > share
             if room < 0 or num_cut > self._max_partial or not queues.admit(now):
                 break
             prompts.append(oldest)
