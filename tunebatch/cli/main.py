@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import tunebatch
-from tunebatch.cli import compare, doctor, run, sweep
+from tunebatch.cli import compare, doctor, plan, run, sweep
 from tunebatch.cli.errors import INTERRUPTED, OK, report_error
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _root(
 app.command("sweep", short_help="Find the best strategy and knobs inside the SLO.")(sweep.sweep)
 app.command("compare", short_help="Set strategies, or saved results, side by side.")(compare.compare)
 app.command("run", short_help="Measure one strategy once.")(run.run)
+app.command("plan", short_help="Predict from a config what fits into memory.")(plan.plan)
 app.command("doctor", short_help="Say what this machine has, and what it lacks.")(doctor.doctor)
 
 

@@ -17,15 +17,9 @@ from tunebatch.execute.torch.attention import choose_backend
 from tunebatch.execute.torch.attention.base import attention_forward
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
+from tunebatch.models.unservable import why_unservable
 
 ATTENTION_NAME = "tunebatch"
-# Accept a custom attention function and compute something else with it.
-SILENTLY_WRONG = {"diffllama", "minimax", "hrm_text", "lfm2", "lfm2_moe", "llama4", "llama4_text"}
-RECURRENT = {
-    "mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "falcon_h1", "nemotron_h", "olmo_hybrid",
-    "qwen3_next", "qwen3_5", "qwen3_5_moe", "rwkv", "recurrent_gemma", "xlstm", "zamba", "zamba2",
-    "kimi_linear", "granitemoehybrid",
-}  # fmt: skip
 # On a CPU, where the memory is not ours alone: so much, or a few of the longest sequences.
 CPU_KV_BYTES = 512 * 2**20
 _CONTEXTS, _CPU_SHARE = 4, 0.25
@@ -146,15 +140,13 @@ def refuse_unservable(config: Any, name: str) -> None:
     Raises:
         ModelError: Encoder-decoder, recurrent state, multimodal input, or known to be silently wrong.
     """
-    kind = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{name}: {kind} is an encoder-decoder; only decoders can be served")
-    if kind in RECURRENT:
-        raise ModelError(f"{name}: {kind} keeps recurrent state, which a paged KV cache cannot hold")
-    if kind in SILENTLY_WRONG:
-        raise ModelError(f"{name}: {kind} computes attention that a paged kernel does not reproduce")
-    if hasattr(config, "vision_config") or hasattr(config, "audio_config"):
-        raise ModelError(f"{name}: {kind} takes images or sound; only text decoders can be served")
+    why = why_unservable(
+        config.model_type,
+        encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
+        multimodal=hasattr(config, "vision_config") or hasattr(config, "audio_config"),
+    )
+    if why is not None:
+        raise ModelError(f"{name}: {why}")
 
 
 def _self_check(

@@ -1,0 +1,232 @@
+"""``tunebatch plan``: memory and batch sizes from a config, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunebatch.cli import options
+from tunebatch.cli.errors import INFEASIBLE, OK, CliError
+
+if TYPE_CHECKING:
+    from tunebatch.cli.plan_device import AskedDevice
+    from tunebatch.cli.plan_lengths import AskedLengths
+    from tunebatch.cli.plan_models import ModelConfig
+    from tunebatch.execute.torch.memory import MeasuredMemory
+    from tunebatch.measure.memory_plan import MemoryPlan, Setting
+
+
+def _text(*names: str, metavar: str, help: str) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, show_default=False)
+
+
+_MODELS = typer.Argument(
+    metavar="MODEL...",
+    help="'bundled', a folder, a config.json, a hub id, or a named shape such as llama-3.1-8b or qwen3-8b.",
+)
+_MEMORY = _text(
+    "--memory", metavar="SIZE", help="Of the device, such as 80GiB [that of --gpu, or of this machine]."
+)
+_GPU = _text(
+    "--gpu", metavar="NAME", help="Memory and peaks of a published GPU: h100, l4, a100-80g, rtx-4090 ..."
+)
+_UTILIZATION = typer.Option("--utilization", metavar="SHARE", help="Of the memory, what may be used.")
+_WORKLOAD = _text(
+    "--workload",
+    "-w",
+    metavar="NAME",
+    help="Whose lengths: chat, code, summarize, offline or quickstart [chat].",
+)
+_TOKENS = _text("--tokens", metavar="N", help="Instead: prompt and output of each sequence together.")
+_PROMPTS = _text(
+    "--prompt-tokens", metavar="LENGTHS", help="Such as 512, uniform:16-256 or lognormal:p50=417,p90=1678."
+)
+_OUTPUTS = _text("--output-tokens", metavar="LENGTHS", help="The same of outputs.")
+_PREFIX = typer.Option(
+    "--shared-prefix", metavar="N", help="Tokens in front of every prompt, the same for all."
+)
+_DTYPE = _text(
+    "--dtype",
+    metavar="DTYPE",
+    help="float32, bfloat16, float16, fp8, int8, int4 [as published; on a CPU float32].",
+)
+_KV_DTYPE = _text(
+    "--kv-dtype", metavar="DTYPE", help="float32, bfloat16, float16, fp8, int8 [as the weights]."
+)
+_TFLOPS = _text("--tflops", metavar="N", help="Peak, 1e12 operations a second; with --bandwidth.")
+_BANDWIDTH = _text("--bandwidth", metavar="GB/S", help="Peak of the memory, 1e9 bytes a second.")
+_BATCHED = typer.Option("--batched-tokens", metavar="N", help="Most tokens of a step, for its activations.")
+_BLOCK = typer.Option("--block-size", metavar="N", help="Tokens of a KV block.")
+_MEASURE = typer.Option(
+    "--measure", help="Load each model here, and set what it takes beside the prediction."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Widths:
+    """What sizes a model's memory beside its config; None: as the config and the device have it."""
+
+    dtype: str | None
+    kv_dtype: str | None
+    block_size: int
+    batched_tokens: int
+    prefix_tokens: int
+
+
+def plan(
+    models: Annotated[list[str], _MODELS],
+    memory: Annotated[str | None, _MEMORY] = None,
+    gpu: Annotated[str | None, _GPU] = None,
+    utilization: Annotated[float, _UTILIZATION] = 0.9,
+    workload: Annotated[str | None, _WORKLOAD] = None,
+    tokens: Annotated[int | None, _TOKENS] = None,
+    prompt_tokens: Annotated[str | None, _PROMPTS] = None,
+    output_tokens: Annotated[str | None, _OUTPUTS] = None,
+    shared_prefix: Annotated[int, _PREFIX] = 0,
+    dtype: Annotated[str | None, _DTYPE] = None,
+    kv_dtype: Annotated[str | None, _KV_DTYPE] = None,
+    tflops: Annotated[float | None, _TFLOPS] = None,
+    bandwidth: Annotated[float | None, _BANDWIDTH] = None,
+    batched_tokens: Annotated[int, _BATCHED] = 2048,
+    block_size: Annotated[int, _BLOCK] = 16,
+    device: options.Device = None,
+    measure: Annotated[bool, _MEASURE] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> int:
+    """Predict from a config alone what a model's weights and KV cache take, and how many sequences fit."""
+    from tunebatch.cli.plan_device import AskedDevice
+    from tunebatch.cli.plan_lengths import AskedLengths
+    from tunebatch.cli.plan_models import model_config
+
+    for flag, count, least in (
+        ("--tokens", tokens, 2),
+        ("--batched-tokens", batched_tokens, 1),
+        ("--block-size", block_size, 1),
+        ("--shared-prefix", shared_prefix, 0),
+    ):
+        if count is not None and not least <= count <= 2**31:
+            raise CliError(f"{flag} {count}: must be at least {least} and below 2^31")
+    lengths = AskedLengths(tokens, workload, prompt_tokens, output_tokens)
+    asked = AskedDevice(memory, gpu, utilization, tflops, bandwidth, device)
+    widths = _Widths(dtype, kv_dtype, block_size, batched_tokens, shared_prefix)
+    found = [model_config(model) for model in models]
+    if measure:
+        _check_measurable(found, asked, widths)
+    plans = [_planned(one, asked, lengths, widths) for one in found]
+    measured = [
+        _measured(one, made.setting, asked) for one, made in zip(found, plans, strict=True) if measure
+    ]
+    if json:
+        _print_json(plans, measured)
+    else:
+        _print(plans, measured, quiet)
+    return OK if any(made.max_batch_size for made in plans) else INFEASIBLE
+
+
+def _planned(found: ModelConfig, asked: AskedDevice, lengths: AskedLengths, widths: _Widths) -> MemoryPlan:
+    from tunebatch.cli.plan_device import planned_device
+    from tunebatch.cli.plan_lengths import sequence_lengths
+    from tunebatch.measure.memory_plan import plan_memory
+    from tunebatch.models.architecture import ConfigError, architecture
+
+    device, on_cpu = planned_device(asked)
+    try:
+        model = architecture(found.config)
+    except ConfigError as error:
+        raise CliError(f"{found.name}: {error}") from None
+    return plan_memory(
+        found.name,
+        model,
+        device,
+        sequence_lengths(lengths, model.max_context, widths.prefix_tokens, found.name),
+        _setting(widths, "float32" if on_cpu else model.dtype),
+        source=found.source,
+        note=found.note,
+    )
+
+
+def _setting(widths: _Widths, own: str) -> Setting:
+    from tunebatch.measure.memory_plan import KV_BYTES, WEIGHT_BYTES, Setting
+    from tunebatch.profile import nearest
+
+    dtype = widths.dtype or own
+    kv_dtype = widths.kv_dtype or (dtype if dtype in ("float32", "bfloat16", "float16") else "bfloat16")
+    for flag, named, known in (("--dtype", dtype, WEIGHT_BYTES), ("--kv-dtype", kv_dtype, KV_BYTES)):
+        if named not in known:
+            raise CliError(f"{flag} {named!r}: unknown dtype{nearest(named, known)}")
+    return Setting(dtype, kv_dtype, widths.block_size, widths.batched_tokens, widths.prefix_tokens)
+
+
+def _check_measurable(found: list[ModelConfig], asked: AskedDevice, widths: _Widths) -> None:
+    """Refuses what cannot be loaded here, before anything is."""
+    if not asked.of_this_machine:
+        raise CliError("--measure is of this machine; leave out --memory and --gpu")
+    if widths.dtype not in (None, "float32", "bfloat16", "float16"):
+        raise CliError(
+            f"--measure loads float32, bfloat16 or float16, not {widths.dtype}; the nearest is bfloat16"
+        )
+    if widths.kv_dtype is not None:
+        raise CliError("--measure keeps the KV cache in the dtype of the weights; leave out --kv-dtype")
+    for one in found:
+        if not one.has_weights:
+            raise CliError(
+                f"{one.given}: a config without weights cannot be measured; "
+                "give a folder, a hub id or 'bundled'"
+            )
+
+
+def _measured(found: ModelConfig, setting: Setting, asked: AskedDevice) -> MeasuredMemory:
+    from tunebatch.execute.torch.load import load_executor
+    from tunebatch.execute.torch.memory import measure_memory
+
+    executor = load_executor(
+        found.given,
+        device=asked.device or "auto",
+        dtype=setting.dtype,
+        block_size=setting.block_size,
+        utilization=asked.utilization,
+    )
+    return measure_memory(executor)
+
+
+def _print_json(plans: list[MemoryPlan], measured: list[MeasuredMemory]) -> None:
+    import dataclasses
+
+    from tunebatch.cli import output
+    from tunebatch.report.plan_json import SCHEMA, plan_json
+
+    told = [plan_json(one) for one in plans]
+    for one, taken in zip(told, measured, strict=False):
+        one["measured"] = dataclasses.asdict(taken)
+    output.print_json({"schema": SCHEMA, "models": told})
+
+
+def _print(plans: list[MemoryPlan], measured: list[MeasuredMemory], quiet: bool) -> None:
+    from rich.text import Text
+
+    from tunebatch.cli import output
+    from tunebatch.report.plan_table import measured_table, plan_table
+    from tunebatch.report.plan_text import LEGEND, headline, measured_note, notes, reason
+
+    console = output.stdout()
+    for one in plans:
+        console.print(Text(headline(one), style="bold"), soft_wrap=True)
+    console.print()
+    console.print(plan_table(plans))
+    if measured:
+        console.print()
+        console.print(measured_table(plans, measured))
+    if quiet:
+        return
+    console.print()
+    for one in plans:
+        console.print(reason(one), soft_wrap=True)
+    told = [note for one in plans for note in notes(one)]
+    for line in dict.fromkeys([*told, *(measured_note(taken.device) for taken in measured)]):
+        console.print(f"note: {line}", soft_wrap=True)
+    peaks = dict.fromkeys(one.decode.peaks.source for one in plans if one.decode is not None)
+    for line in (*peaks, LEGEND):
+        console.print(Text(line, style="dim"), soft_wrap=True)

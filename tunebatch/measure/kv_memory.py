@@ -1,0 +1,160 @@
+"""How many sequences a KV cache holds: arithmetic on bytes, before anything is loaded.
+
+    bytes per token = 2 x layers x kv_heads x head_dim x bytes per element
+
+A cache in pages wastes no more than the rest of each sequence's last block (Kwon et al., "PagedAttention",
+SOSP 2023, arXiv:2309.06180).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """What keys and values of a model take.
+
+    Attributes:
+        kv_heads: Of each layer.
+        windows: For each layer how many tokens it sees back; None: all of them.
+        element_bytes: Of one number.
+        block_size: Tokens of a block.
+    """
+
+    kv_heads: int
+    head_dim: int
+    windows: tuple[int | None, ...]
+    element_bytes: int
+    block_size: int = 16
+
+    @property
+    def layers(self) -> int:
+        return len(self.windows)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of a token that all layers keep."""
+        return self.layers * self._layer_bytes
+
+    @property
+    def bytes_per_block(self) -> int:
+        return self.bytes_per_token * self.block_size
+
+    @property
+    def _layer_bytes(self) -> int:
+        return 2 * self.kv_heads * self.head_dim * self.element_bytes
+
+    def with_heads(self, kv_heads: int) -> KvLayout:
+        """The same layers with another number of heads."""
+        return replace(self, kv_heads=kv_heads)
+
+    def keeping_all(self) -> KvLayout:
+        """A cache that keeps what lies beyond a window too, as one with a single block table has to."""
+        return replace(self, windows=(None,) * self.layers)
+
+    def bytes_of(self, tokens: Tokens) -> Tokens:
+        """Of sequences with so many tokens, in whole blocks; a window bounds what its layers keep."""
+        total = np.zeros(len(tokens), np.int64)
+        for window, layers in self._layers_by_window():
+            kept = tokens if window is None else np.minimum(tokens, window)
+            total += layers * self._layer_bytes * self.block_size * -(-kept // self.block_size)
+        return total
+
+    def bytes_read(self, context: float) -> float:
+        """Of one decode step of one sequence, which reads what it sees of its context."""
+        return self._layer_bytes * self.visible(context)
+
+    def visible(self, context: float) -> float:
+        """Tokens that one token sees, summed over the layers."""
+        return sum(
+            layers * (context if window is None else min(context, window))
+            for window, layers in self._layers_by_window()
+        )
+
+    def _layers_by_window(self) -> list[tuple[int | None, int]]:
+        return [(window, self.windows.count(window)) for window in dict.fromkeys(self.windows)]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceLengths:
+    """How long sequences get: a sample of them.
+
+    Attributes:
+        name: For people.
+        tokens: Prompt and output together, of each.
+        mean_context: Tokens before the one that is decoded, the mean over all that are: the prompt, and on
+            average half of the output.
+        notes: What was done to the lengths.
+    """
+
+    name: str
+    tokens: Tokens
+    mean_context: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        return float(self.tokens.mean())
+
+    def percentile(self, q: float) -> int:
+        """Rounded up: this share of the sequences is no longer."""
+        return math.ceil(np.percentile(self.tokens, q))
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Sequences that fit together, at their full length.
+
+    Attributes:
+        mean: When they are as long as sequences are on average: holds most of the time, with preemptions
+            when several long ones meet.
+        p95: When each is as long as the p95: safe.
+    """
+
+    mean: int
+    p95: int
+
+
+def batches(
+    kv_room_bytes: int,
+    layout: KvLayout,
+    lengths: SequenceLengths,
+    prefix_tokens: int = 0,
+    shared: bool = False,
+) -> Batches:
+    """How many sequences the room holds.
+
+    Args:
+        prefix_tokens: Tokens in front of every sequence, the same for all.
+        shared: They are stored once; only whole blocks can be, the rest stays each sequence's own.
+    """
+    shared_tokens = prefix_tokens // layout.block_size * layout.block_size if shared else 0
+    prefix_bytes = int(layout.bytes_of(np.array([shared_tokens]))[0])
+    own_tokens = prefix_tokens - shared_tokens
+    safe = layout.bytes_of(np.array([own_tokens + lengths.percentile(95)]))[0]
+    mean = layout.bytes_of(own_tokens + lengths.tokens).mean()
+    room = max(0, kv_room_bytes - prefix_bytes)
+    return Batches(int(room // mean), int(room // safe))
+
+
+def rounded_down(count: float) -> int:
+    """To three leading bits (5, 10, 40, 96, 448): a number that looks chosen, and loses less than a fifth."""
+    whole = int(count)
+    spare = max(0, whole.bit_length() - 3)
+    return whole >> spare << spare
+
+
+def head_counts(heads: int, kv_heads: int) -> Sequence[tuple[str, int]]:
+    """The same model's attention in its three forms, most heads first; its own number stands once."""
+    forms = [("MHA", heads)]
+    if kv_heads not in (1, heads):
+        forms.append(("GQA", kv_heads))
+    return [*forms, ("MQA", 1)] if heads > 1 else forms

@@ -1,0 +1,265 @@
+"""What a device's memory holds of a model and its sequences, predicted from the config alone.
+
+KV room        = device memory x utilization - weights - peak activations
+max concurrent = KV room / KV bytes of a sequence
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from tunebatch.measure.decode_balance import (
+    DecodeWork,
+    Peaks,
+    balance_of_weights,
+    compute_bound_batch,
+    memory_bound_from,
+)
+from tunebatch.measure.kv_memory import (
+    Batches,
+    KvLayout,
+    SequenceLengths,
+    batches,
+    head_counts,
+    rounded_down,
+)
+from tunebatch.models.architecture import Architecture
+from tunebatch.models.parameters import Parameters, count_parameters
+
+# Bytes of a number. Below 16 bits it is the layers' matrices that are so small; embeddings, norms and the
+# head stay in 16 bits, as in published FP8, GPTQ and AWQ checkpoints. Their scales are not counted.
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+KV_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
+# Rows of logits that exist at once, at most: the sequences that a step samples.
+_SAMPLED_ROWS = 256
+
+Bound = Literal["memory", "compute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where the model is to run.
+
+    Attributes:
+        utilization: Share of the memory that weights, activations and KV cache may take together.
+        peaks_16: Peaks of 16-bit arithmetic, in which smaller weights are computed too; None: not known.
+        peaks_32: Peaks of float32.
+    """
+
+    name: str
+    memory_bytes: int
+    utilization: float
+    peaks_16: Peaks | None = None
+    peaks_32: Peaks | None = None
+
+    @property
+    def usable_bytes(self) -> int:
+        return int(self.memory_bytes * self.utilization)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is asked of every model alike.
+
+    Attributes:
+        dtype: Of the weights.
+        kv_dtype: Of the KV cache.
+        block_size: Tokens of a KV block.
+        batched_tokens: Most tokens of a step, which set the peak of the activations.
+        prefix_tokens: Tokens that are the same in front of every sequence.
+    """
+
+    dtype: str
+    kv_dtype: str
+    block_size: int = 16
+    batched_tokens: int = 2048
+    prefix_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadForm:
+    """The model as if its attention had another number of KV heads, with the KV room as it is.
+
+    Attributes:
+        factor: KV bytes, as a multiple of the model's own.
+        own: It is the model's own number.
+    """
+
+    form: str
+    kv_heads: int
+    kv_bytes_per_token: int
+    factor: float
+    batch: Batches
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeBalance:
+    """The batch at which compute takes over from memory traffic in a decode step.
+
+    Attributes:
+        weights_only: If there were no keys and values to read.
+        context: Tokens of each sequence for ``with_kv``.
+        with_kv: With their keys and values; None: none is.
+        never_from_context: From so many tokens on no batch is; None: not within the model's context.
+    """
+
+    peaks: Peaks
+    weights_only: float
+    context: float
+    with_kv: float | None
+    never_from_context: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Everything that is predicted for one model.
+
+    Attributes:
+        source: Where the config is from.
+        kv_room_bytes: Below 0 where the weights do not fit.
+        batch: Sequences that fit, each with its own copy of a prefix.
+        batch_keeping_all: The same in a cache that keeps what lies beyond a window, as TuneBatch's own does;
+            None where no sequence is longer than a window.
+        batch_shared: With the prefix stored once; None without a prefix.
+        max_batch_size: To begin with; 0: not one sequence fits.
+        bound: What keeps it from being larger.
+    """
+
+    name: str
+    source: str
+    note: str
+    architecture: Architecture
+    parameters: Parameters
+    setting: Setting
+    device: Device
+    lengths: SequenceLengths
+    layout: KvLayout
+    weight_bytes: int
+    activation_bytes: int
+    kv_room_bytes: int
+    num_blocks: int
+    batch: Batches
+    batch_keeping_all: Batches | None
+    batch_shared: Batches | None
+    forms: tuple[HeadForm, ...]
+    decode: DecodeBalance | None
+    max_batch_size: int
+    bound: Bound
+
+
+def plan_memory(
+    name: str,
+    model: Architecture,
+    device: Device,
+    lengths: SequenceLengths,
+    setting: Setting,
+    *,
+    source: str = "",
+    note: str = "",
+) -> MemoryPlan:
+    """Predicts what fits. The lengths are without the prefix, and fit the model's context with it."""
+    parameters = count_parameters(model)
+    layout = KvLayout(
+        model.kv_heads, model.head_dim, model.windows, KV_BYTES[setting.kv_dtype], setting.block_size
+    )
+    weights = weight_bytes(parameters, setting.dtype)
+    activations = activation_bytes(model, setting.batched_tokens, WEIGHT_BYTES[setting.dtype])
+    room, prefix = device.usable_bytes - weights - activations, setting.prefix_tokens
+    fitting = batches(room, layout, lengths, prefix)
+    keeping_all = batches(room, layout.keeping_all(), lengths, prefix)
+    decode = _balance(model, parameters, device, lengths, setting, layout)
+    in_memory = keeping_all.p95
+    by_compute = decode.with_kv if decode is not None else None
+    bound: Bound = "compute" if by_compute is not None and by_compute < in_memory else "memory"
+    return MemoryPlan(
+        name=name,
+        source=source,
+        note=note,
+        architecture=model,
+        parameters=parameters,
+        setting=setting,
+        device=device,
+        lengths=lengths,
+        layout=layout,
+        weight_bytes=weights,
+        activation_bytes=activations,
+        kv_room_bytes=room,
+        num_blocks=max(0, room) // layout.bytes_per_block,
+        batch=fitting,
+        batch_keeping_all=keeping_all if keeping_all != fitting else None,
+        batch_shared=batches(room, layout, lengths, prefix, shared=True) if prefix else None,
+        forms=_forms(model, room, layout, lengths, prefix),
+        decode=decode,
+        max_batch_size=rounded_down(min(in_memory, max(1.0, by_compute or math.inf))),
+        bound=bound,
+    )
+
+
+def weight_bytes(parameters: Parameters, dtype: str) -> int:
+    """Of all parameters; see ``WEIGHT_BYTES``."""
+    return _bytes(parameters, parameters.embedding + parameters.norms + parameters.head, dtype)
+
+
+def activation_bytes(model: Architecture, tokens: int, element_bytes: float) -> int:
+    """The peak within a step of so many tokens, roughly.
+
+    In the MLP, the widest part, gate, activated gate and product exist at once (with experts, for each expert
+    of a token), beside the residual, the normalized input and its float32 copy; in attention, queries,
+    keys, values and what rotation and attention make of them. The logits come after them, in the model's
+    dtype and in float32. Freed memory that an allocator keeps is not in it.
+    """
+    width = max(2.0, element_bytes)
+    paths = max(1, model.experts_per_token)
+    mlp = paths * 3 * model.intermediate + (paths - 1) * model.hidden
+    attention = (3 * model.heads + 4 * model.kv_heads) * model.head_dim
+    layer = tokens * ((max(mlp, attention) + 2 * model.hidden) * width + 4 * model.hidden)
+    logits = min(tokens, _SAMPLED_ROWS) * model.vocab * (width + 4)
+    return int(max(layer, logits))
+
+
+def _bytes(parameters: Parameters, kept: int, dtype: str) -> int:
+    """Of the layers' matrices in the dtype, and of the rest that is kept in 16 bits or more."""
+    size = WEIGHT_BYTES[dtype]
+    return int((parameters.attention + parameters.mlp) * size + kept * max(2.0, size))
+
+
+def _balance(
+    model: Architecture,
+    parameters: Parameters,
+    device: Device,
+    lengths: SequenceLengths,
+    setting: Setting,
+    layout: KvLayout,
+) -> DecodeBalance | None:
+    peaks = device.peaks_32 if setting.dtype == "float32" else device.peaks_16
+    if peaks is None:
+        return None
+    read = parameters.norms + parameters.head + parameters.tied_head
+    work = DecodeWork(_bytes(parameters, read, setting.dtype), 2.0 * parameters.active, model.heads, layout)
+    context = setting.prefix_tokens + lengths.mean_context
+    return DecodeBalance(
+        peaks=peaks,
+        weights_only=balance_of_weights(work, peaks),
+        context=context,
+        with_kv=compute_bound_batch(work, peaks, context),
+        never_from_context=memory_bound_from(work, peaks, model.max_context),
+    )
+
+
+def _forms(
+    model: Architecture, room: int, layout: KvLayout, lengths: SequenceLengths, prefix: int
+) -> tuple[HeadForm, ...]:
+    return tuple(
+        HeadForm(
+            form=form,
+            kv_heads=count,
+            kv_bytes_per_token=layout.with_heads(count).bytes_per_token,
+            factor=count / model.kv_heads,
+            batch=batches(room, layout.with_heads(count), lengths, prefix),
+            own=count == model.kv_heads,
+        )
+        for form, count in head_counts(model.heads, model.kv_heads)
+    )

@@ -1,0 +1,307 @@
+"""What a Hugging Face config says about a decoder's size, read without transformers.
+
+A family is a ``model_type``: how its modules differ from Llama's, and what its config class takes for keys
+that a config leaves out (transformers 5.23, ``models/*/configuration_*.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tunebatch.models.unservable import why_unservable
+
+Windowed = Literal["never", "all", "alternate", "pattern", "if asked"]
+
+_DTYPES = ("float32", "bfloat16", "float16")
+# Beyond any model, below what makes sums of products overflow or lists of layers long.
+_MOST, _MOST_LAYERS = 2**31 - 1, 10_000
+
+
+class ConfigError(ValueError):
+    """A config that cannot be planned with, and why, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How the modules of a ``model_type`` differ from Llama's.
+
+    Attributes:
+        qkv_bias: Whether queries, keys and values have biases, or the key that says so.
+        output_bias: The same of attention's output.
+        mlp_bias: The same of the MLP.
+        bias_default: What an absent key says.
+        norms: Norms of a layer.
+        norm_bias: A norm has a bias besides its weight.
+        qk_norm: Queries and keys are normalized by head, or over the whole projection.
+        gated: The MLP has a gate.
+        position_rows: Rows of a learned position table beyond the context; None: there is no table.
+        tied: The output head is the embedding, unless the config says otherwise.
+        experts: Keys of the number of experts and of an expert's width; None: one MLP a layer.
+        expert_bias: Experts and router have biases.
+        sinks: A learned logit per query head takes part in the softmax.
+        windowed: Which layers see a window only, where no ``layer_types`` say so.
+        window: Its width where the config says nothing.
+        head_dim: Width of a head where the config says nothing; None: hidden size over heads.
+        names: The config's own names of Llama's keys.
+    """
+
+    qkv_bias: bool | str = False
+    output_bias: bool | str = False
+    mlp_bias: bool | str = False
+    bias_default: bool = False
+    norms: int = 2
+    norm_bias: bool = False
+    qk_norm: Literal["", "head", "projection"] = ""
+    gated: bool = True
+    position_rows: int | None = None
+    tied: bool = False
+    experts: tuple[str, str] | None = None
+    expert_bias: bool = False
+    sinks: bool = False
+    windowed: Windowed = "never"
+    window: int | None = None
+    head_dim: int | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+_BIAS = "attention_bias"
+_GPT2_NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "intermediate_size": "n_inner",
+}
+FAMILIES: dict[str, Family] = {
+    "llama": Family(qkv_bias=_BIAS, output_bias=_BIAS, mlp_bias="mlp_bias"),
+    "granite": Family(qkv_bias=_BIAS, output_bias=_BIAS, mlp_bias="mlp_bias"),
+    "smollm3": Family(qkv_bias=_BIAS, output_bias=_BIAS, mlp_bias="mlp_bias", tied=True),
+    "mistral": Family(windowed="all", window=4096),
+    "mixtral": Family(windowed="all", experts=("num_local_experts", "intermediate_size")),
+    "phi3": Family(windowed="all"),
+    "olmo2": Family(qkv_bias=_BIAS, output_bias=_BIAS, qk_norm="projection"),
+    "qwen2": Family(qkv_bias=True, windowed="if asked", window=4096),
+    "qwen3": Family(
+        qkv_bias=_BIAS, output_bias=_BIAS, qk_norm="head", windowed="if asked", window=4096, head_dim=128
+    ),
+    "qwen3_moe": Family(
+        qkv_bias=_BIAS, output_bias=_BIAS, qk_norm="head", experts=("num_experts", "moe_intermediate_size")
+    ),
+    "gemma": Family(qkv_bias=_BIAS, output_bias=_BIAS, tied=True, head_dim=256),
+    "gemma2": Family(
+        qkv_bias=_BIAS, output_bias=_BIAS, norms=4, tied=True, windowed="alternate", window=4096, head_dim=256
+    ),
+    "gemma3_text": Family(
+        qkv_bias=_BIAS, output_bias=_BIAS, norms=4, qk_norm="head", tied=True, windowed="pattern",
+        window=4096, head_dim=256,
+    ),
+    "gpt_oss": Family(
+        qkv_bias=_BIAS, output_bias=_BIAS, bias_default=True, expert_bias=True, sinks=True,
+        experts=("num_local_experts", "intermediate_size"), windowed="alternate", window=128, head_dim=64,
+    ),
+    "starcoder2": Family(
+        qkv_bias="use_bias", output_bias="use_bias", mlp_bias="use_bias", bias_default=True, norm_bias=True,
+        gated=False, tied=True, windowed="all",
+    ),
+    "gpt_neox": Family(
+        qkv_bias=_BIAS, output_bias=_BIAS, mlp_bias=True, bias_default=True, norm_bias=True, gated=False
+    ),
+    "gpt2": Family(
+        qkv_bias=True, output_bias=True, mlp_bias=True, norm_bias=True, gated=False, position_rows=0,
+        tied=True, names=_GPT2_NAMES,
+    ),
+    "opt": Family(
+        qkv_bias="enable_bias", output_bias="enable_bias", mlp_bias="enable_bias", bias_default=True,
+        norm_bias=True, gated=False, position_rows=2, tied=True, names={"intermediate_size": "ffn_dim"},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The sizes of a decoder.
+
+    Attributes:
+        kind: ``model_type``.
+        heads: Query heads of a layer.
+        kv_heads: Heads of its keys and values: as many (MHA), fewer (GQA) or one (MQA).
+        intermediate: Width of the MLP, or of one expert.
+        windows: For each layer how many tokens it sees back, its own included; None: all.
+        dtype: Of the published weights.
+        num_experts: Of a layer; 0: one MLP.
+        experts_per_token: How many of them a token goes through.
+    """
+
+    kind: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    max_context: int
+    windows: tuple[int | None, ...]
+    tied: bool
+    dtype: str
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    num_experts: int = 0
+    experts_per_token: int = 0
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.kind]
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The sizes that a ``config.json`` describes.
+
+    Raises:
+        ConfigError: An architecture that cannot be served or counted, or a key that is missing or impossible.
+    """
+    kind = _kind(config)
+    family = FAMILIES[kind]
+    layers = _whole(config, family, "num_hidden_layers", most=_MOST_LAYERS)
+    hidden = _whole(config, family, "hidden_size")
+    heads = _whole(config, family, "num_attention_heads")
+    num_experts, experts_per_token = _experts(config, family)
+    return Architecture(
+        kind=kind,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=_kv_heads(config, family, heads),
+        head_dim=_head_dim(config, family, hidden, heads),
+        intermediate=_intermediate(config, family, hidden),
+        vocab=_whole(config, family, "vocab_size"),
+        max_context=_whole(config, family, "max_position_embeddings"),
+        windows=_windows(config, family, layers),
+        tied=bool(config.get("tie_word_embeddings", family.tied)),
+        dtype=_dtype(config),
+        qkv_bias=_says(config, family, family.qkv_bias),
+        output_bias=_says(config, family, family.output_bias),
+        mlp_bias=_says(config, family, family.mlp_bias),
+        num_experts=num_experts,
+        experts_per_token=experts_per_token,
+    )
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ConfigError("no model_type in the config; is it a Hugging Face config.json?")
+    why = why_unservable(
+        kind,
+        encoder_decoder=bool(config.get("is_encoder_decoder", False)),
+        multimodal="vision_config" in config or "audio_config" in config,
+    )
+    if why is not None:
+        raise ConfigError(why)
+    if kind not in FAMILIES:
+        raise ConfigError(
+            f"the parameters of model_type {kind!r} cannot be counted; known: {', '.join(sorted(FAMILIES))}"
+        )
+    if kind == "opt" and not (
+        config.get("do_layer_norm_before", True)
+        and config.get("word_embed_proj_dim") in (None, config.get("hidden_size"))
+    ):
+        raise ConfigError("an opt with projected embeddings or norms behind its layers is not counted")
+    if kind == "qwen3_moe" and (
+        config.get("mlp_only_layers")
+        or config.get("decoder_sparse_step", 1) != 1
+        or config.get("use_sliding_window")
+    ):
+        raise ConfigError("a qwen3_moe with a window, or with layers without experts, is not counted")
+    return kind
+
+
+def _whole(config: Mapping[str, Any], family: Family, key: str, least: int = 1, most: int = _MOST) -> int:
+    name = family.names.get(key, key)
+    if name not in config and key not in config:
+        raise ConfigError(f"no {name} in the config")
+    value = config.get(name, config.get(key))
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"{name} is {value!r}, must be a whole number from {least} to {most}")
+    return value
+
+
+def _kv_heads(config: Mapping[str, Any], family: Family, heads: int) -> int:
+    if config.get("num_key_value_heads") is None:
+        return heads
+    kv_heads = _whole(config, family, "num_key_value_heads")
+    if heads % kv_heads:
+        near = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - kv_heads))
+        raise ConfigError(
+            f"num_key_value_heads is {kv_heads}, must divide the {heads} query heads; the nearest is {near}"
+        )
+    return kv_heads
+
+
+def _head_dim(config: Mapping[str, Any], family: Family, hidden: int, heads: int) -> int:
+    if config.get("head_dim") is not None:
+        return _whole(config, family, "head_dim")
+    if family.head_dim is not None:
+        return family.head_dim
+    if hidden % heads:
+        raise ConfigError(
+            f"hidden_size {hidden} is no multiple of the {heads} heads, and there is no head_dim"
+        )
+    return hidden // heads
+
+
+def _intermediate(config: Mapping[str, Any], family: Family, hidden: int) -> int:
+    if family is FAMILIES["gpt2"] and config.get("n_inner") is None:
+        return 4 * hidden
+    return _whole(config, family, family.experts[1] if family.experts else "intermediate_size")
+
+
+def _experts(config: Mapping[str, Any], family: Family) -> tuple[int, int]:
+    if family.experts is None:
+        return 0, 0
+    count, used = (_whole(config, family, key) for key in (family.experts[0], "num_experts_per_tok"))
+    if used > count:
+        raise ConfigError(f"num_experts_per_tok is {used}, must be at most the {count} experts")
+    return count, used
+
+
+def _windows(config: Mapping[str, Any], family: Family, layers: int) -> tuple[int | None, ...]:
+    if family.windowed == "never" and "layer_types" not in config:
+        return (None,) * layers
+    window = config.get("sliding_window", family.window)
+    if window is None or (family.windowed == "if asked" and not config.get("use_sliding_window", False)):
+        return (None,) * layers
+    width = _whole({"sliding_window": window}, family, "sliding_window")
+    types = config.get("layer_types")
+    if types is None:
+        return tuple(width if _is_windowed(config, family, layer) else None for layer in range(layers))
+    if not isinstance(types, list) or len(types) != layers:
+        raise ConfigError(f"layer_types must name each of the {layers} layers")
+    return tuple(width if kind == "sliding_attention" else None for kind in types)
+
+
+def _is_windowed(config: Mapping[str, Any], family: Family, layer: int) -> bool:
+    if family.windowed == "alternate":
+        return layer % 2 == 0
+    if family.windowed == "pattern":
+        return (layer + 1) % _whole(
+            {"sliding_window_pattern": 6, **config}, family, "sliding_window_pattern"
+        ) > 0
+    if family.windowed == "if asked":
+        return layer >= _whole({"max_window_layers": 28, **config}, family, "max_window_layers", least=0)
+    return True
+
+
+def _says(config: Mapping[str, Any], family: Family, rule: bool | str) -> bool:
+    return rule if isinstance(rule, bool) else bool(config.get(rule, family.bias_default))
+
+
+def _dtype(config: Mapping[str, Any]) -> str:
+    named = config.get("dtype") or config.get("torch_dtype") or "float32"
+    dtype = str(named).removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}, must be one of {', '.join(_DTYPES)}")
+    return dtype

@@ -1,0 +1,74 @@
+"""What was predicted for a model, for other programs; every number under ``predicted`` is one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from tunebatch.measure.memory_plan import WEIGHT_BYTES, DecodeBalance, MemoryPlan, weight_bytes
+from tunebatch.report.plan_text import notes, reason
+
+SCHEMA = "tunebatch.memory_plan.v1"
+
+
+def plan_json(plan: MemoryPlan) -> dict[str, Any]:
+    """Names carry their units; None where a number does not exist."""
+    model, device, lengths = plan.architecture, plan.device, plan.lengths
+    return {
+        "model": plan.name,
+        "source": plan.source,
+        "architecture": {
+            "model_type": model.kind,
+            "layers": model.layers,
+            "hidden_size": model.hidden,
+            "heads": model.heads,
+            "kv_heads": model.kv_heads,
+            "head_dim": model.head_dim,
+            "max_context": model.max_context,
+            "windowed_layers": sum(window is not None for window in model.windows),
+            "num_experts": model.num_experts,
+        },
+        "device": {
+            "name": device.name,
+            "memory_bytes": device.memory_bytes,
+            "utilization": device.utilization,
+        },
+        "setting": asdict(plan.setting),
+        "predicted": {
+            "parameters": plan.parameters.total,
+            "active_parameters": plan.parameters.active,
+            "weight_bytes": plan.weight_bytes,
+            "weight_bytes_by_dtype": {dtype: weight_bytes(plan.parameters, dtype) for dtype in WEIGHT_BYTES},
+            "activation_bytes": plan.activation_bytes,
+            "kv_bytes_per_token": plan.layout.bytes_per_token,
+            "kv_room_bytes": plan.kv_room_bytes,
+            "num_blocks": plan.num_blocks,
+            "lengths": {
+                "name": lengths.name,
+                "mean_tokens": lengths.mean,
+                "p90_tokens": lengths.percentile(90),
+                "p95_tokens": lengths.percentile(95),
+            },
+            "batch": asdict(plan.batch),
+            "batch_keeping_all": None if plan.batch_keeping_all is None else asdict(plan.batch_keeping_all),
+            "batch_shared_prefix": None if plan.batch_shared is None else asdict(plan.batch_shared),
+            "heads": [asdict(form) for form in plan.forms],
+            "decode": None if plan.decode is None else _decode(plan.decode),
+            "max_batch_size": plan.max_batch_size,
+            "bound": plan.bound,
+        },
+        "reason": reason(plan),
+        "notes": notes(plan),
+    }
+
+
+def _decode(decode: DecodeBalance) -> dict[str, Any]:
+    return {
+        "flops_per_s": decode.peaks.flops_per_s,
+        "bytes_per_s": decode.peaks.bytes_per_s,
+        "peaks_source": decode.peaks.source,
+        "compute_bound_batch_weights_only": decode.weights_only,
+        "context_tokens": decode.context,
+        "compute_bound_batch": decode.with_kv,
+        "never_compute_bound_from_context_tokens": decode.never_from_context,
+    }

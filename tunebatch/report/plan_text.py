@@ -1,0 +1,108 @@
+"""What was predicted for a model, in sentences, and how its numbers are written."""
+
+from __future__ import annotations
+
+from tunebatch.measure.memory_plan import MemoryPlan
+from tunebatch.report.rows import number
+
+LEGEND = (
+    "all of it is predicted from the configs, for sequences at their full length; what the driver, the framework "
+    "and its graphs keep for themselves must fit into the share that is left out"
+)  # fmt: skip
+
+
+def headline(plan: MemoryPlan) -> str:
+    """``llama-3.1-8b on NVIDIA H100 SXM (79.6 GiB): max_batch_size 160 for chat, ... (predicted)``"""
+    where = f"{plan.name} on {plan.device.name} ({bytes_text(plan.device.memory_bytes)})"
+    if plan.max_batch_size:
+        what = f"max_batch_size {plan.max_batch_size} for {plan.lengths.name}, bound by {plan.bound}"
+    elif plan.kv_room_bytes <= 0:
+        what = "does not fit"
+    else:
+        what = f"has no room for one sequence of {plan.lengths.name}"
+    return f"{where}: {what} (predicted)"
+
+
+def reason(plan: MemoryPlan) -> str:
+    """Why the recommended batch is what it is, in one line."""
+    if plan.kv_room_bytes <= 0:
+        needed, usable = plan.weight_bytes + plan.activation_bytes, plan.device.usable_bytes
+        return (
+            f"{plan.name}: weights and activations take {bytes_text(needed)}, "
+            f"and {bytes_text(usable)} may be used"
+        )
+    safe = (plan.batch_keeping_all or plan.batch).p95
+    longest = f"{plan.setting.prefix_tokens + plan.lengths.percentile(95):,} tokens"
+    kept = ", all of their context kept" if plan.batch_keeping_all is not None else ""
+    room = f"{plan.name}: the KV room holds {safe:,} sequences of {longest} (p95){kept}"
+    return f"{room}; {_compute(plan)}" if plan.max_batch_size else room
+
+
+def _compute(plan: MemoryPlan) -> str:
+    if plan.decode is None:
+        return "where compute takes over is not known without --gpu, or --tflops and --bandwidth"
+    batch, context = plan.decode.with_kv, f"{plan.decode.context:,.0f} tokens of context"
+    if batch is None:
+        return (
+            f"at {context} the reading of keys and values binds a decode step of any size, and compute none"
+        )
+    if plan.bound == "compute":
+        return (
+            f"from about {batch:,.0f} on, at {context}, compute binds a decode step, and more add only delay"
+        )
+    return f"compute would bind a decode step from about {batch:,.0f} on, at {context}"
+
+
+def notes(plan: MemoryPlan) -> list[str]:
+    """What else there is to know about the numbers of one model."""
+    found = [*plan.lengths.notes, *_window_notes(plan)]
+    if plan.setting.dtype in ("fp8", "int8", "int4"):
+        found.append(
+            f"{plan.setting.dtype}: embeddings, norms and head count in 16 bits, scales do not count"
+        )
+    if plan.note:
+        found.append(plan.note)
+    return [f"{plan.name}: {note}" for note in found]
+
+
+def _window_notes(plan: MemoryPlan) -> list[str]:
+    model = plan.architecture
+    windows = [window for window in model.windows if window is not None]
+    if not windows:
+        return []
+    told = f"{len(windows)} of {model.layers} layers see {max(windows):,} tokens back"
+    if plan.batch_keeping_all is None:
+        return [f"{told}, which bounds nothing at these lengths"]
+    return [
+        f"{told}, which bounds their KV; max_batch_size is for a cache that keeps all, as this engine's does"
+    ]
+
+
+def measured_note(device: str) -> str:
+    """Why an executor takes fewer blocks than would fit."""
+    if device == "cpu":
+        return "on a CPU the executor takes a small share of the memory, which is not its alone"
+    return "the executor takes no more blocks than its batch slots can fill"
+
+
+def bytes_text(count: float) -> str:
+    """``15 GiB``, ``128 KiB``"""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(count) >= size:
+            return f"{number(count / size)} {unit}"
+    return f"{count:,.0f} B"
+
+
+def count_text(count: int) -> str:
+    """``8.03 billion``"""
+    for unit, size in (("billion", 10**9), ("million", 10**6)):
+        if count >= size:
+            return f"{number(count / size)} {unit}"
+    return f"{count:,}"
+
+
+def factor_text(kv_heads: int, own: int) -> str:
+    """KV bytes as a multiple of the model's own: ``4x``, ``1/8``."""
+    if kv_heads == own:
+        return "own"
+    return f"{kv_heads / own:g}x" if kv_heads > own else f"1/{own / kv_heads:g}"
