@@ -43,7 +43,7 @@ def decode_step(cache: KvCache, batch: int, context: int) -> StepContext:
         slices=[],
         num_slice_tokens=0,
         max_context_len=context,
-        decode_context_sum=batch * context,
+        context_sum=batch * context,
     )
 
 

@@ -98,7 +98,7 @@ def step_of(
         slices=[(int(ends[i]), count, start) for i, (start, count) in enumerate(slices)],
         num_slice_tokens=sum(count for _, count in slices),
         max_context_len=max(lens),
-        decode_context_sum=sum(contexts),
+        context_sum=sum(contexts),
     )
 
 
@@ -120,7 +120,7 @@ def fill(backend: AttentionBackend, step: StepContext, keys: list[Tensor], value
             slices=[(0, len(key), 0)],
             num_slice_tokens=len(key),
             max_context_len=len(key),
-            decode_context_sum=0,
+            context_sum=0,
         )
         backend.attend(key.clone(), key.clone(), value, 0, Variant(1.0), prefill)
 
@@ -180,7 +180,7 @@ def test_every_product_equals_torch(dtype: torch.dtype, with_bias: bool, outputs
     assert linear.packs(dtype)
     for name, make in linear.PRODUCTS.items():
         product = make(weight, bias)
-        for count in (5, 1, 3, 8, 2, *(() if name == "panels" else (50, 300))):
+        for count in (5, 1, 3, 8, 16, 9, 13, 2, *(() if name == "panels" else (50, 300))):
             x = torch.randn(count, inputs).to(dtype)
             if isinstance(product, FewRows):  # what another product left behind must not count
                 with torch.inference_mode():  # a model that loaded earlier may have made it in there
@@ -206,7 +206,7 @@ def test_linear_takes_the_product_that_was_fastest_at_as_many_rows(monkeypatch: 
 def test_our_own_product_is_never_taken_for_more_rows_than_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "_fastest", lambda layers, x: 0.5 if isinstance(layers[0], FewRows) else 1.0)
     chosen = dict(zip(linear.ROWS, linear._chosen((48, 32), torch.float32, 1), strict=True))
-    assert {rows_ for rows_, name in chosen.items() if name == "panels"} == {1, 2, 4, 8}
+    assert {rows_ for rows_, name in chosen.items() if name == "panels"} == {1, 2, 4, 8, 16}
 
 
 def test_linear_copies_nothing_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

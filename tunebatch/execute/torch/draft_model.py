@@ -6,7 +6,6 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tunebatch.engine.plan import OutOfDeviceMemoryError
 from tunebatch.engine.sequence import Sequence
@@ -15,7 +14,7 @@ from tunebatch.execute.torch.attention.base import StepContext
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import ModelError, load_executor
 from tunebatch.execute.torch.sampler import highest
-from tunebatch.execute.torch.slots import Ints, Packed
+from tunebatch.execute.torch.slots import Ints
 from tunebatch.models import bundled_draft
 
 # Of new prompts, in one step; who does not fit has no drafts in this step.
@@ -52,8 +51,7 @@ class DraftModel:
         chosen = self._that_fit(wanted, missing)
         if not chosen:
             return proposed
-        # In a packed step slices come before single tokens.
-        chosen.sort(key=lambda i: len(missing[i]) == 1)
+        chosen.sort(key=lambda i: -wanted[i][1])
         try:
             drafts = self._draft([wanted[i] for i in chosen], [missing[i] for i in chosen])
         except torch.OutOfMemoryError as error:
@@ -97,67 +95,47 @@ class DraftModel:
         return chosen
 
     def _draft(self, wanted: SequenceOf[Wanted], missing: list[list[int]]) -> list[list[int]]:
-        depths = np.array([count for _, count in wanted])
-        packed = self._packed(wanted, missing, int(depths.max()))
-        step = packed[2]
-        tokens = highest(self.executor.forward(*packed))
-        # From here on every sequence computes one token, and those that draft longest come first.
-        order = np.argsort(-depths, kind="stable")
-        rows = torch.from_numpy(order).to(tokens.device)
-        tokens, positions, tables = tokens[rows], step.context_lens[rows], step.block_tables[rows]
-        found = [tokens]
-        for drafted in range(1, int(depths.max())):
-            going = int((depths > drafted).sum())
-            step = self._next(step, positions[:going], tables[:going])
-            tokens = highest(self.executor.forward(tokens[:going], self._counting[:going], step))
-            found.append(tokens)
-            positions = positions + 1
-        return _by_sequence(torch.cat(found).tolist(), depths, order)
-
-    def _packed(self, wanted: SequenceOf[Wanted], missing: list[list[int]], room: int) -> Packed:
-        slots: Ints = np.array([sequence.slot for sequence, _ in wanted])
+        """Drafts of sequences of which those that want most come first."""
+        depths = [count for _, count in wanted]
         counts: Ints = np.array([len(tokens) for tokens in missing])
-        starts: Ints = np.array([self._computed[slot] for slot in slots])
-        num_slices = int((counts > 1).sum())
-        return self._slots.pack(
-            slots=slots,
-            starts=starts,
+        (tokens, sampled_at, first), after = self._slots.pack(
+            slots=np.array([sequence.slot for sequence, _ in wanted]),
+            starts=np.array([self._computed[sequence.slot] for sequence, _ in wanted]),
             counts=counts,
             tokens=np.array([token for tokens in missing for token in tokens]),
             sampled_at=np.cumsum(counts) - 1,
-            num_slices=num_slices,
-            context_sum=int((starts + counts)[num_slices:].sum()),
-            room=room,
+            num_slices=len(wanted),
+            steps_after=depths[0] - 1,
         )
+        found = [highest(self.executor.forward(tokens, sampled_at, first))]
+        for drafted, (positions, cache_slots, lens) in enumerate(after, 1):
+            going = len(depths) if depths[-1] > drafted else sum(depth > drafted for depth in depths)
+            longest = first.max_context_len + drafted
+            step = StepContext(
+                cache=first.cache,
+                positions=positions[:going],
+                query_start=self._counting[: going + 1],
+                context_lens=lens[:going],
+                block_tables=first.block_tables[:going],
+                cache_slots=cache_slots[:going],
+                slices=[],
+                num_slice_tokens=0,
+                max_context_len=longest,
+                context_sum=longest * going,
+            )
+            forward = self.executor.forward(found[-1][:going], self._counting[:going], step)
+            found.append(highest(forward))
+        return _by_sequence(torch.cat(found).tolist(), depths)
 
-    def _next(self, before: StepContext, positions: Tensor, tables: Tensor) -> StepContext:
-        """One more token of each sequence, prepared on the device."""
-        block_size = before.cache.block_size
-        blocks = tables.gather(1, (positions // block_size)[:, None])[:, 0]
-        longest = before.max_context_len + 1
-        return StepContext(
-            cache=before.cache,
-            positions=positions,
-            query_start=self._counting[: len(positions) + 1],
-            context_lens=positions + 1,
-            block_tables=tables,
-            cache_slots=blocks * block_size + positions % block_size,
-            slices=[],
-            num_slice_tokens=0,
-            max_context_len=longest,
-            decode_context_sum=longest * len(positions),
-        )
 
-
-def _by_sequence(tokens: list[int], depths: Ints, order: Ints) -> list[list[int]]:
-    """Tokens that lie depth by depth, those of the longest drafts first, as one list per sequence."""
+def _by_sequence(tokens: list[int], depths: list[int]) -> list[list[int]]:
+    """Tokens that lie step by step as one list per sequence; those with the longest lists are first."""
     drafts: list[list[int]] = [[] for _ in depths]
-    first = 0
-    for drafted in range(int(depths.max())):
-        going = int((depths > drafted).sum())
-        for row, token in zip(order[:going].tolist(), tokens[first : first + going], strict=True):
-            drafts[row].append(token)
-        first += going
+    found = iter(tokens)
+    for drafted in range(depths[0]):
+        for draft, depth in zip(drafts, depths, strict=True):
+            if depth > drafted:
+                draft.append(next(found))
     return drafts
 
 

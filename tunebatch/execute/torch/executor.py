@@ -114,9 +114,8 @@ class TorchExecutor:
     def _stage(self, plan: StepPlan) -> Packed:
         """Lay the step out in one buffer, copy it, and hand out views of the copy."""
         rows = self._decode_rows(plan.decodes)
-        context_sum = 0 if plan.decodes is None else plan.decodes.context_sum
         if not plan.slices:
-            return self.slots.pack_decodes(rows, self._last_token[rows], self._position[rows], context_sum)
+            return self.slots.pack_decodes(rows, self._last_token[rows], self._position[rows])
         ids: list[int] = []
         keep: list[int] = []
         for piece in plan.slices:
@@ -125,15 +124,15 @@ class TorchExecutor:
             if piece.sample:
                 keep += range(len(ids) - 1 - len(piece.draft_tokens), len(ids))
         keep += range(len(ids), len(ids) + len(rows))
-        return self.slots.pack(
+        packed, _ = self.slots.pack(
             slots=np.concatenate([np.array([piece.sequence.slot for piece in plan.slices], np.int64), rows]),
             starts=np.concatenate([np.array([piece.start for piece in plan.slices]), self._position[rows]]),
             counts=np.array([*(piece.num_tokens for piece in plan.slices), *[1] * len(rows)]),
             tokens=np.concatenate([np.array(ids, np.int64), self._last_token[rows]]),
             sampled_at=np.array(keep, np.int64),
             num_slices=len(plan.slices),
-            context_sum=context_sum,
         )
+        return packed
 
     def _decode_rows(self, group: DecodeGroup | None) -> Ints:
         if group is None:

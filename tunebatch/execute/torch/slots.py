@@ -50,7 +50,7 @@ class Slots:
             self._taken[slot] = (block_table, len(block_table))
         return not same
 
-    def pack_decodes(self, slots: Ints, tokens: Ints, positions: Ints, context_sum: int) -> Packed:
+    def pack_decodes(self, slots: Ints, tokens: Ints, positions: Ints) -> Packed:
         """Lay out one token of each slot."""
         count = len(slots)
         lens = positions + 1
@@ -67,7 +67,7 @@ class Slots:
             lens,
             tables.ravel(),
         )
-        return self._packed(parts, count, [], longest, context_sum)
+        return self._packed(parts, lens, [])[0]
 
     def pack(
         self,
@@ -77,27 +77,28 @@ class Slots:
         tokens: Ints,
         sampled_at: Ints,
         num_slices: int,
-        context_sum: int,
-        room: int = 0,
-    ) -> Packed:
+        steps_after: int = 0,
+    ) -> tuple[Packed, Tensor]:
         """Lay out ``counts[i]`` tokens of ``slots[i]`` from ``starts[i]`` on; slices first, then decodes.
 
         Args:
             tokens: All token ids, one sequence after the other.
             sampled_at: Rows of these whose logits are wanted.
-            context_sum: KV tokens that the decodes attend to.
-            room: Tokens beyond these that the block tables reach.
+            steps_after: Steps of one token of each slot that follow this one.
+
+        Returns:
+            The step; and positions, cache slots and context lengths after it, ``[steps_after, 3, rows]``.
         """
         ends = np.cumsum(counts)
         first = ends - counts
         total = int(ends[-1])
         lens = starts + counts
         longest = int(lens.max())
-        tables = self.tables[slots, : -(-(longest + room) // self._block_size)]
+        tables = self.tables[slots, : -(-(longest + steps_after) // self._block_size)]
         positions = np.arange(total) + np.repeat(starts - first, counts)
         owner = np.repeat(np.arange(len(slots)), counts)
         blocks = tables[owner, positions // self._block_size]
-        parts = (
+        parts: list[Ints] = [
             tokens,
             positions,
             blocks * self._block_size + positions % self._block_size,
@@ -105,38 +106,39 @@ class Slots:
             np.concatenate([np.zeros(1, np.int64), ends]),
             lens,
             tables.ravel(),
-        )
+        ]
         slices = [(int(first[i]), int(counts[i]), int(starts[i])) for i in range(num_slices)]
-        return self._packed(parts, len(slots), slices, longest, context_sum)
+        if steps_after:
+            then = lens + np.arange(steps_after)[:, None]
+            blocks = tables[np.arange(len(slots)), then // self._block_size]
+            cache_slots = blocks * self._block_size + then % self._block_size
+            parts.append(np.stack([then, cache_slots, then + 1], 1).ravel())
+        return self._packed(parts, lens, slices)
 
     def _packed(
-        self,
-        parts: SequenceOf[Ints],
-        rows: int,
-        slices: list[tuple[int, int, int]],
-        longest: int,
-        context_sum: int,
-    ) -> Packed:
+        self, parts: SequenceOf[Ints], context_lens: Ints, slices: list[tuple[int, int, int]]
+    ) -> tuple[Packed, Tensor]:
         sizes = [len(part) for part in parts]
         total = sum(sizes)
         if total > len(self._staging):
             self._staging = self._new_staging(2 * total)
         np.concatenate(parts, out=self._staging.numpy()[:total])
         copied = self._staging[:total].to(self._device, non_blocking=True).split(sizes)
-        tokens, positions, cache_slots, sampled_at, query_start, lens, tables = copied
+        tokens, positions, cache_slots, sampled_at, query_start, lens, tables = copied[:7]
+        after = copied[7] if len(copied) > 7 else tokens[:0]
         step = StepContext(
             cache=self._cache,
             positions=positions,
             query_start=query_start,
             context_lens=lens,
-            block_tables=tables.view(rows, -1),
+            block_tables=tables.view(len(context_lens), -1),
             cache_slots=cache_slots,
             slices=slices,
             num_slice_tokens=sum(count for _, count, _ in slices),
-            max_context_len=longest,
-            decode_context_sum=context_sum,
+            max_context_len=int(context_lens.max()),
+            context_sum=int(context_lens.sum()),
         )
-        return tokens, sampled_at, step
+        return (tokens, sampled_at, step), after.view(-1, 3, len(context_lens))
 
     def _up_to(self, count: int) -> Ints:
         """``0, 1, ..., count``."""

@@ -66,7 +66,7 @@ class StepContext:
         slices: ``(first token, tokens, start position)`` of each slice, on the host.
         num_slice_tokens: Tokens of all slices; the decodes follow.
         max_context_len: The longest of ``context_lens``, on the host.
-        decode_context_sum: Of ``context_lens`` over the decodes, on the host.
+        context_sum: Of ``context_lens``, on the host.
     """
 
     cache: KvCache
@@ -78,7 +78,7 @@ class StepContext:
     slices: list[tuple[int, int, int]]
     num_slice_tokens: int
     max_context_len: int
-    decode_context_sum: int
+    context_sum: int
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     @property

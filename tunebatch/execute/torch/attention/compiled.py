@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import Pools, StepContext, Variant
-from tunebatch.execute.torch.compiled.attend import attend_kernel, scratch_floats
+from tunebatch.execute.torch.compiled.attend import attend_kernel, scratch_floats, tile_tokens
 from tunebatch.execute.torch.compiled.pointers import ELEMENTS, as_bits
 from tunebatch.execute.torch.compiled.rotary import UNROTATED, Rotation, write_kernel
 
@@ -69,10 +69,11 @@ class Compiled:
             as_bits(variant.softcap or 0.0),
             0 if variant.sinks is None else self._sinks_of(variant.sinks),
         )
-        if step.slices:
+        tile = tile_tokens(group)
+        if any(count > tile for _, count, _ in step.slices):
             work = step.num_slice_tokens * kv_heads * dim
-            write_kernel(query.dtype, dim, value_dim, block_size)(work, *arguments)
-        work = (step.decode_context_sum + step.num_slice_tokens) * heads * dim
+            write_kernel(query.dtype, dim, value_dim, block_size, tile)(work, *arguments)
+        work = (step.context_sum + step.num_slice_tokens) * heads * dim
         attend_kernel(query.dtype, dim, value_dim, group, block_size)(work, *arguments)
         return out
 

@@ -49,8 +49,9 @@ def scratch_floats(dim: int, value_dim: int, group: int, block_size: int) -> int
 def attend_kernel(dtype: torch.dtype, dim: int, value_dim: int, group: int, block_size: int) -> Kernel:
     """Each token of a step attends to its sequence, causally, through the block table.
 
-    Keys and values of the slices must be in the cache; those of the decodes, one token each, are put there
-    first. Work is shared out by tile of queries and KV head, evenly by the tokens that these see.
+    Of sequences with more tokens than a tile keys and values must be in the cache; those of the others are
+    put there first, by the thread that reads them. Work is shared out by tile of queries and KV head, evenly
+    by the tokens that these see.
     """
     element = ELEMENTS[dtype]
     tile = tile_tokens(group)
@@ -58,11 +59,12 @@ def attend_kernel(dtype: torch.dtype, dim: int, value_dim: int, group: int, bloc
     attend_one = _attend(element, dim, value_dim, group, block_size, 1)
     write = written(element, dim, value_dim, block_size)
     scratch_bytes = 4 * scratch_floats(dim, value_dim, group, block_size)
+    few = max(tile // 2, 1)  # a tile computes as many as it can hold
 
     @njit(**FAST)
     def body(a: Any, thread: int, num_threads: int) -> None:
         lens, starts = int64s(a[args.CONTEXT_LENS]), int64s(a[args.QUERY_START])
-        num_sequences, num_slices = a[args.NUM_SEQUENCES], a[args.NUM_SLICES]
+        num_sequences = a[args.NUM_SEQUENCES]
         kv_heads, window = a[args.KV_HEADS], a[args.WINDOW]
         scratch = a[args.SCRATCH] + thread * scratch_bytes
         work = 0
@@ -81,12 +83,17 @@ def attend_kernel(dtype: torch.dtype, dim: int, value_dim: int, group: int, bloc
                 seen = _seen(position, together, window)
                 for head in range(kv_heads):
                     if begin <= done < end:
-                        if i < num_slices:
-                            attend_tile(a, table, first + token, together, position, head, scratch)
+                        if count <= tile:
+                            for row in range(first, first + count):
+                                at = lens[i] - starts[i + 1] + row
+                                block = int64s(table)[at // block_size]
+                                write(a, row, at, block, at % block_size, head, scratch)
+                        if together <= few:
+                            for row in range(first + token, first + token + together):
+                                at = lens[i] - starts[i + 1] + row
+                                attend_one(a, table, row, 1, at, head, scratch)
                         else:
-                            block = int64s(table)[position // block_size]
-                            write(a, first, position, block, position % block_size, head, scratch)
-                            attend_one(a, table, first, 1, position, head, scratch)
+                            attend_tile(a, table, first + token, together, position, head, scratch)
                     done += seen
 
     return Kernel(body, args.NUM_ARGUMENTS)

@@ -1,4 +1,4 @@
-"""A matrix product of at most eight rows, where calling a library takes longer than multiplying."""
+"""A matrix product of at most sixteen rows, where calling a library takes longer than multiplying."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tunebatch.execute.torch.compiled.pointers import CACHE_LINE, ELEMENTS, FAST
 from tunebatch.execute.torch.compiled.threads import Kernel
 from tunebatch.execute.torch.compiled.tile import LANES, micro
 
-MOST_ROWS = 8
+MOST_ROWS = 16
+_TILE = 8  # rows whose sums are kept in registers
 _DEPTH = 32
 _AHEAD = 2  # pieces of a panel that are on their way from memory
 
@@ -65,7 +66,7 @@ def _few_rows(dtype: torch.dtype) -> Kernel:
     element = ELEMENTS[dtype]
     at, load, store, size = element.at, element.load, element.store, element.size
     strides = ((1, MOST_ROWS), LANES, LANES)
-    one, two, four, eight = (micro(element, rows, _DEPTH, LANES, *strides) for rows in (1, 2, 4, 8))
+    one, two, four, eight = (micro(element, rows, _DEPTH, LANES, *strides) for rows in (1, 2, 4, _TILE))
 
     @njit(**FAST)
     def body(a: Any, thread: int, num_threads: int) -> None:
@@ -82,20 +83,22 @@ def _few_rows(dtype: torch.dtype) -> Kernel:
                 columns[k * MOST_ROWS + row] = np.float32(0.0)
         panels = (width + LANES - 1) // LANES
         for panel in range(panels * thread // num_threads, panels * (thread + 1) // num_threads):
-            for i in range(MOST_ROWS * LANES):
+            for i in range((rows + _TILE - 1) // _TILE * _TILE * LANES):
                 tile[i] = np.float32(0.0)
             for k in range(0, padded, _DEPTH):
                 weights = a[1] + size * LANES * (panel * padded + k)
                 for line in range(0, size * LANES * _DEPTH, CACHE_LINE):
                     prefetch(weights + _AHEAD * size * LANES * _DEPTH + line)
-                if rows == 1:
-                    one(columns_at + 4 * k * MOST_ROWS, weights, tile_at)
-                elif rows == 2:
-                    two(columns_at + 4 * k * MOST_ROWS, weights, tile_at)
-                elif rows <= 4:
-                    four(columns_at + 4 * k * MOST_ROWS, weights, tile_at)
-                else:
-                    eight(columns_at + 4 * k * MOST_ROWS, weights, tile_at)
+                for row in range(0, rows, _TILE):
+                    these, sums = columns_at + 4 * (k * MOST_ROWS + row), tile_at + 4 * row * LANES
+                    if rows - row == 1:
+                        one(these, weights, sums)
+                    elif rows - row == 2:
+                        two(these, weights, sums)
+                    elif rows - row <= 4:
+                        four(these, weights, sums)
+                    else:
+                        eight(these, weights, sums)
             first = panel * LANES
             lanes = min(LANES, width - first)
             if a[2] != 0:

@@ -128,8 +128,8 @@ def written(element: Element, dim: int, value_dim: int, block_size: int) -> Any:
 
 
 @cache
-def write_kernel(dtype: torch.dtype, dim: int, value_dim: int, block_size: int) -> Kernel:
-    """Puts the keys and values of the slices' tokens into the cache."""
+def write_kernel(dtype: torch.dtype, dim: int, value_dim: int, block_size: int, more_than: int) -> Kernel:
+    """Puts the keys and values of slices of more than so many tokens into the cache."""
     write = written(ELEMENTS[dtype], dim, value_dim, block_size)
 
     @njit(**FAST)
@@ -145,6 +145,8 @@ def write_kernel(dtype: torch.dtype, dim: int, value_dim: int, block_size: int) 
         num_tokens = starts[num_slices]
         begin, end = num_tokens * thread // num_threads, num_tokens * (thread + 1) // num_threads
         for i in range(num_slices):
+            if starts[i + 1] - starts[i] <= more_than:
+                continue
             table = int64s(tables + 8 * i * width)
             for row in range(max(begin, starts[i]), min(end, starts[i + 1])):
                 position = lens[i] - starts[i + 1] + row
