@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tunebatch.cli.plan_lengths import AskedLengths, sequence_lengths
 from tunebatch.models import bundled_target
 
 GIB = 2**30
@@ -87,6 +90,20 @@ def test_lengths_of_a_workload(planned: Any) -> None:
     assert mixed["predicted"]["lengths"]["name"] == "code, outputs uniform:1-9"
 
 
+def test_long_lengths_are_clipped_and_decoding_sees_half_the_output(planned: Any) -> None:
+    asked = AskedLengths(prompt_tokens="uniform:900-2000", output_tokens="40")
+    clipped = sequence_lengths(replace(asked, prompt_tokens="lognormal:p50=30,sigma=2"), 1024, 0, "m")
+    assert clipped.tokens.max() == 1024 and clipped.tokens.min() < 60
+    behind = sequence_lengths(asked, 1024, 100, "m")
+    assert behind.tokens.max() <= 924 and "to fit a context of 924 tokens" in behind.notes[0]
+    fixed = sequence_lengths(replace(asked, prompt_tokens="60"), 1024, 0, "m")
+    assert fixed.mean_context == 80 and (fixed.tokens == 100).all()
+    long_outputs_count_more = AskedLengths(prompt_tokens="1", output_tokens="uniform:1-401")
+    assert sequence_lengths(long_outputs_count_more, 1024, 0, "m").mean_context == pytest.approx(
+        135, rel=0.02
+    )
+
+
 def test_lengths_fit_the_context(planned: Any) -> None:
     (told,) = planned("bundled", "--memory", "1GiB", "-w", "summarize")
     assert told["predicted"]["lengths"]["p95_tokens"] <= 2048
@@ -100,6 +117,9 @@ def test_a_shared_prefix(planned: Any) -> None:
     assert alone["predicted"]["batch_shared_prefix"] is None
     room = behind["predicted"]["kv_room_bytes"]
     assert behind["predicted"]["batch"]["p95"] == room // GIB
+    assert "sequences of 8,192 tokens" in behind["reason"]
+    (decoding,) = planned("llama-3.1-8b", "--gpu", "h100", "--tokens", "100", "--shared-prefix", "60")
+    assert decoding["predicted"]["decode"]["context_tokens"] == 160
     assert behind["predicted"]["batch_shared_prefix"]["p95"] == (room - 7 * GIB // 8) // (GIB // 8)
 
 
@@ -147,6 +167,8 @@ def test_peaks_as_given_and_of_float32(planned: Any) -> None:
     (partly,) = planned("llama-3.2-1b", "--gpu", "H100", "--bandwidth", "3000")
     assert partly["predicted"]["decode"]["bytes_per_s"] == 3e12
     assert partly["predicted"]["decode"]["flops_per_s"] == 989e12
+    (less,) = planned("llama-3.2-1b", "--gpu", "h100", "--memory", "40GiB")
+    assert less["device"]["memory_bytes"] == 40 * GIB and less["predicted"]["decode"]["bytes_per_s"] == 3350e9
 
 
 def test_several_side_by_side(tunebatch: Any) -> None:
@@ -321,3 +343,20 @@ def test_cuda_where_there_is_none(tunebatch: Any, monkeypatch: pytest.MonkeyPatc
     done = tunebatch("plan", "gpt2", "--device", "cuda")
     assert done.code == 2 and "no driver names a GPU here" in done.err
     assert "unknown device 'tpu'" in tunebatch("plan", "gpt2", "--device", "tpu").err
+
+
+def test_help_names_what_there_is_and_loads_nothing_heavy() -> None:
+    from tunebatch.measure.memory_plan import KV_BYTES, WEIGHT_BYTES
+    from tunebatch.workload.named import NAMED
+
+    code = (
+        "import sys; from tunebatch.cli.main import run_command; "
+        "run_command(['plan', '--help']); print(sorted({'torch', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    environ = {**os.environ, "COLUMNS": "80"}
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ
+    )
+    *lines, loaded = shown.stdout.splitlines()
+    assert loaded == "[]" and max(map(len, lines)) <= 80
+    assert {*KV_BYTES, *WEIGHT_BYTES, *NAMED, "h100", "bundled"} <= set(re.findall(r"[\w-]+", shown.stdout))

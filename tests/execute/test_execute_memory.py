@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tunebatch.engine.plan import Slice, StepPlan
+from tunebatch.engine.request import Request
+from tunebatch.engine.sequence import Sequence
+from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import load_executor, serve
 from tunebatch.execute.torch.memory import measure_memory
 from tunebatch.measure.kv_memory import KvLayout, SequenceLengths
-from tunebatch.measure.memory_plan import Device, MemoryPlan, Setting, plan_memory
+from tunebatch.measure.memory_plan import Device, MemoryPlan, Setting, activation_bytes, plan_memory
 from tunebatch.models import bundled_target
 from tunebatch.models.architecture import architecture
 
@@ -76,3 +81,41 @@ def test_pools_are_as_large_as_the_plan_has_their_blocks() -> None:
     pools = [pool for pair in executor.cache.layers.values() for pool in pair]
     layout = KvLayout(2, 8, (None, None), 4)
     assert sum(pool.numel() * pool.element_size() for pool in pools) == 8 * layout.bytes_per_block
+
+
+ACTIVE: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "phi3": {},
+    "gpt_neox": {},
+    "gemma2": {"head_dim": 32},
+    "mixtral": {"num_local_experts": 4},
+    "gpt_oss": {"num_local_experts": 4, "head_dim": 32, "sliding_window": 64},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 128, "head_dim": 32},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"), [("llama", "compiled"), *((kind, "reference") for kind in ACTIVE)]
+)
+def test_activations_are_at_most_a_little_less_than_predicted(kind: str, backend: str) -> None:
+    sizes = {**SMALL, "hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 8}
+    config = AutoConfig.for_model(kind, **{**sizes, **ACTIVE[kind], "max_position_embeddings": 512})
+    network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    executor = serve(network, name=kind, backend=backend, num_blocks=20)
+    step_peak_bytes(executor)  # makes the pools
+    predicted = activation_bytes(architecture(config.to_dict()), 256, 4)
+    assert 0.98 < predicted / step_peak_bytes(executor) < 1.5
+
+
+def step_peak_bytes(executor: TorchExecutor) -> int:
+    """Of four prompts of 64 tokens, as torch's profiler sees allocations."""
+    slices = []
+    for index in range(4):
+        sequence = Sequence(Request(id=index, prompt=(1,) * 64, max_tokens=1))
+        sequence.block_table, sequence.slot = list(range(4 * index, 4 * index + 4)), index
+        slices.append(Slice(sequence, 0, 64))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        executor.logits(StepPlan(slices))
+    events = [one for one in profiled.profiler.kineto_results.events() if one.name() == "[memory]"]
+    sizes = [one.nbytes() for one in sorted(events, key=lambda one: one.start_ns())]
+    return int(np.cumsum(sizes).max())

@@ -120,6 +120,14 @@ def test_small_models_are_counted_as_transformers_builds_them(kind: str, changes
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
+def test_keys_that_a_config_leaves_out_are_as_transformers_takes_them(kind: str) -> None:
+    sparse = {"model_type": kind, "vocab_size": 99} if kind == "gpt2" else {**SMALL, "model_type": kind}
+    sparse |= OWN_SIZES.get(kind, {})
+    said = AutoConfig.for_model(**sparse).to_dict()
+    assert architecture({**sparse, "dtype": "float32"}) == architecture({**said, "dtype": "float32"})
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_windows_are_where_transformers_has_them(kind: str) -> None:
     config = small_config(kind, {"num_hidden_layers": 7} if kind != "gpt2" else {})
     said = config.to_dict()

@@ -26,6 +26,7 @@ class Family:
         norm_bias: A norm has a bias besides its weight.
         qk_norm: Queries and keys are normalized by head, or over the whole projection.
         gated: The MLP has a gate.
+        mlp_copies: Tensors of the MLP's width that exist at once in its forward.
         grouped: Query heads may share KV heads; otherwise a config's number of those is not heeded.
         position_rows: Rows of a learned position table beyond the context; None: there is no table.
         tied: The output head is the embedding, unless the config says otherwise.
@@ -46,6 +47,7 @@ class Family:
     norm_bias: bool = False
     qk_norm: Literal["", "head", "projection"] = ""
     gated: bool = True
+    mlp_copies: int = 3
     grouped: bool = True
     position_rows: int | None = None
     tied: bool = False
@@ -72,7 +74,7 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family(qkv_bias=_BIAS, output_bias=_BIAS, mlp_bias="mlp_bias", tied=True),
     "mistral": Family(windowed="all", window=4096),
     "mixtral": Family(windowed="all", expert_width="intermediate_size"),
-    "phi3": Family(windowed="all"),
+    "phi3": Family(windowed="all", mlp_copies=4),
     "olmo2": Family(qkv_bias=_BIAS, output_bias=_BIAS, qk_norm="projection"),
     "qwen2": Family(qkv_bias=True, windowed="if asked", window=4096),
     "qwen3": Family(
@@ -90,24 +92,24 @@ FAMILIES: dict[str, Family] = {
         window=4096, head_dim=256,
     ),
     "gpt_oss": Family(
-        qkv_bias=_BIAS, output_bias=_BIAS, bias_default=True, expert_bias=True, sinks=True,
+        qkv_bias=_BIAS, output_bias=_BIAS, bias_default=True, expert_bias=True, sinks=True, mlp_copies=9,
         expert_width="intermediate_size", windowed="alternate", window=128, head_dim=64,
     ),
     "starcoder2": Family(
         qkv_bias="use_bias", output_bias="use_bias", mlp_bias="use_bias", bias_default=True, norm_bias=True,
-        gated=False, tied=True, windowed="all",
+        gated=False, mlp_copies=2, tied=True, windowed="all",
     ),
     "gpt_neox": Family(
         qkv_bias=_BIAS, output_bias=_BIAS, mlp_bias=True, bias_default=True, norm_bias=True, gated=False,
-        grouped=False,
+        mlp_copies=2, grouped=False,
     ),
     "gpt2": Family(
-        qkv_bias=True, output_bias=True, mlp_bias=True, norm_bias=True, gated=False, grouped=False,
-        position_rows=0, tied=True, names=_GPT2_NAMES,
+        qkv_bias=True, output_bias=True, mlp_bias=True, norm_bias=True, gated=False, mlp_copies=2,
+        grouped=False, position_rows=0, tied=True, names=_GPT2_NAMES,
     ),
     "opt": Family(
         qkv_bias="enable_bias", output_bias="enable_bias", mlp_bias="enable_bias", bias_default=True,
-        norm_bias=True, gated=False, grouped=False, position_rows=2, tied=True,
+        norm_bias=True, gated=False, mlp_copies=2, grouped=False, position_rows=2, tied=True,
         names={"intermediate_size": "ffn_dim"},
     ),
 }  # fmt: skip
