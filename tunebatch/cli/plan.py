@@ -109,6 +109,11 @@ def plan(
     ):
         if count is not None and not least <= count <= 2**31:
             raise CliError(f"{flag} {count}: must be at least {least} and below 2^31")
+    if tokens is not None and (workload or prompt_tokens or output_tokens):
+        raise CliError(
+            "--tokens is the length of every sequence; leave it out, "
+            "or --workload, --prompt-tokens and --output-tokens"
+        )
     lengths = AskedLengths(tokens, workload, prompt_tokens, output_tokens)
     asked = AskedDevice(memory, gpu, utilization, tflops, bandwidth, device)
     widths = _Widths(dtype, kv_dtype, block_size, batched_tokens, shared_prefix)

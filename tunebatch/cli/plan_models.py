@@ -80,12 +80,16 @@ def _from_hub(model: str) -> ModelConfig:
     """Its ``config.json`` only, a few kilobytes."""
     import logging
 
+    from tunebatch.cli import output
     from tunebatch.models.shapes import SHAPES
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from huggingface_hub import hf_hub_download
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    console = output.stderr()
+    if console.is_terminal:  # its client tries for half a minute to reach a hub that is not there
+        console.print(f"asking the hub for the config of {model}", soft_wrap=True)
     try:
         path = hf_hub_download(model, "config.json", etag_timeout=_PATIENCE_S)
     # Not only OSError: the hub's client and what carries it each raise classes of their own.

@@ -204,20 +204,20 @@ def weight_bytes(parameters: Parameters, dtype: str) -> int:
 
 
 def activation_bytes(model: Architecture, tokens: int, element_bytes: float) -> int:
-    """The peak within a step of so many tokens, roughly.
+    """The peak within a step of so many tokens, roughly, and rather too much.
 
-    In the MLP, the widest part, gate, activated gate and product exist at once (with experts, for each expert
-    of a token), beside the residual, the normalized input and its float32 copy; in attention, queries,
-    keys, values and what rotation and attention make of them. The logits come after them, in the model's
-    dtype and in float32. Freed memory that an allocator keeps is not in it.
+    It is reached in the MLP, where the product exists beside what it is made of (with experts, for each that
+    a token goes through, and each of these has its own inputs and outputs). Beside it there are the residual,
+    what was added to it, the normalized input, and what attention left. The logits come later. What an
+    allocator keeps of freed memory is not in it.
     """
-    width = max(2.0, element_bytes)
-    paths = max(1, model.experts_per_token)
-    mlp = paths * 3 * model.intermediate + (paths - 1) * model.hidden
-    attention = (3 * model.heads + 4 * model.kv_heads) * model.head_dim
-    layer = tokens * ((max(mlp, attention) + 2 * model.hidden) * width + 4 * model.hidden)
-    logits = min(tokens, _SAMPLED_ROWS) * model.vocab * (width + 4)
-    return int(max(layer, logits))
+    inner = model.family.mlp_copies * model.intermediate
+    if model.num_experts:
+        inner = model.experts_per_token * (inner + 4 * model.hidden)
+    width = inner + 3 * model.hidden + 2 * (model.heads + model.kv_heads) * model.head_dim
+    size = max(2.0, element_bytes)
+    logits = min(tokens, _SAMPLED_ROWS) * model.vocab * (size + 4)  # and once more in float32, to sample from
+    return int(max(tokens * width * size, logits))
 
 
 def _bytes(parameters: Parameters, kept: int, dtype: str) -> int:

@@ -1,18 +1,13 @@
-"""What a Hugging Face config says about a decoder's size, read without transformers.
-
-A family is a ``model_type``: how its modules differ from Llama's, and what its config class takes for keys
-that a config leaves out (transformers 5.23, ``models/*/configuration_*.py``).
-"""
+"""What a Hugging Face config says about a decoder's size, read without transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
+from tunebatch.models.families import FAMILIES, Family
 from tunebatch.models.unservable import why_unservable
-
-Windowed = Literal["never", "all", "alternate", "pattern", "if asked"]
 
 _DTYPES = ("float32", "bfloat16", "float16")
 # Beyond any model, below what makes sums of products overflow or lists of layers long.
@@ -21,102 +16,6 @@ _MOST, _MOST_LAYERS = 2**31 - 1, 10_000
 
 class ConfigError(ValueError):
     """A config that cannot be planned with, and why, in one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How the modules of a ``model_type`` differ from Llama's.
-
-    Attributes:
-        qkv_bias: Whether queries, keys and values have biases, or the key that says so.
-        output_bias: The same of attention's output.
-        mlp_bias: The same of the MLP.
-        bias_default: What an absent key says.
-        norms: Norms of a layer.
-        norm_bias: A norm has a bias besides its weight.
-        qk_norm: Queries and keys are normalized by head, or over the whole projection.
-        gated: The MLP has a gate.
-        position_rows: Rows of a learned position table beyond the context; None: there is no table.
-        tied: The output head is the embedding, unless the config says otherwise.
-        experts: Keys of the number of experts and of an expert's width; None: one MLP a layer.
-        expert_bias: Experts and router have biases.
-        sinks: A learned logit per query head takes part in the softmax.
-        windowed: Which layers see a window only, where no ``layer_types`` say so.
-        window: Its width where the config says nothing.
-        head_dim: Width of a head where the config says nothing; None: hidden size over heads.
-        names: The config's own names of Llama's keys.
-    """
-
-    qkv_bias: bool | str = False
-    output_bias: bool | str = False
-    mlp_bias: bool | str = False
-    bias_default: bool = False
-    norms: int = 2
-    norm_bias: bool = False
-    qk_norm: Literal["", "head", "projection"] = ""
-    gated: bool = True
-    position_rows: int | None = None
-    tied: bool = False
-    experts: tuple[str, str] | None = None
-    expert_bias: bool = False
-    sinks: bool = False
-    windowed: Windowed = "never"
-    window: int | None = None
-    head_dim: int | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
-
-
-_BIAS = "attention_bias"
-_GPT2_NAMES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-    "intermediate_size": "n_inner",
-}
-FAMILIES: dict[str, Family] = {
-    "llama": Family(qkv_bias=_BIAS, output_bias=_BIAS, mlp_bias="mlp_bias"),
-    "granite": Family(qkv_bias=_BIAS, output_bias=_BIAS, mlp_bias="mlp_bias"),
-    "smollm3": Family(qkv_bias=_BIAS, output_bias=_BIAS, mlp_bias="mlp_bias", tied=True),
-    "mistral": Family(windowed="all", window=4096),
-    "mixtral": Family(windowed="all", experts=("num_local_experts", "intermediate_size")),
-    "phi3": Family(windowed="all"),
-    "olmo2": Family(qkv_bias=_BIAS, output_bias=_BIAS, qk_norm="projection"),
-    "qwen2": Family(qkv_bias=True, windowed="if asked", window=4096),
-    "qwen3": Family(
-        qkv_bias=_BIAS, output_bias=_BIAS, qk_norm="head", windowed="if asked", window=4096, head_dim=128
-    ),
-    "qwen3_moe": Family(
-        qkv_bias=_BIAS, output_bias=_BIAS, qk_norm="head", experts=("num_experts", "moe_intermediate_size")
-    ),
-    "gemma": Family(qkv_bias=_BIAS, output_bias=_BIAS, tied=True, head_dim=256),
-    "gemma2": Family(
-        qkv_bias=_BIAS, output_bias=_BIAS, norms=4, tied=True, windowed="alternate", window=4096, head_dim=256
-    ),
-    "gemma3_text": Family(
-        qkv_bias=_BIAS, output_bias=_BIAS, norms=4, qk_norm="head", tied=True, windowed="pattern",
-        window=4096, head_dim=256,
-    ),
-    "gpt_oss": Family(
-        qkv_bias=_BIAS, output_bias=_BIAS, bias_default=True, expert_bias=True, sinks=True,
-        experts=("num_local_experts", "intermediate_size"), windowed="alternate", window=128, head_dim=64,
-    ),
-    "starcoder2": Family(
-        qkv_bias="use_bias", output_bias="use_bias", mlp_bias="use_bias", bias_default=True, norm_bias=True,
-        gated=False, tied=True, windowed="all",
-    ),
-    "gpt_neox": Family(
-        qkv_bias=_BIAS, output_bias=_BIAS, mlp_bias=True, bias_default=True, norm_bias=True, gated=False
-    ),
-    "gpt2": Family(
-        qkv_bias=True, output_bias=True, mlp_bias=True, norm_bias=True, gated=False, position_rows=0,
-        tied=True, names=_GPT2_NAMES,
-    ),
-    "opt": Family(
-        qkv_bias="enable_bias", output_bias="enable_bias", mlp_bias="enable_bias", bias_default=True,
-        norm_bias=True, gated=False, position_rows=2, tied=True, names={"intermediate_size": "ffn_dim"},
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +129,7 @@ def _whole(config: Mapping[str, Any], family: Family, key: str, least: int = 1, 
 
 
 def _kv_heads(config: Mapping[str, Any], family: Family, heads: int) -> int:
-    if config.get("num_key_value_heads") is None:
+    if not family.grouped or config.get("num_key_value_heads") is None:
         return heads
     kv_heads = _whole(config, family, "num_key_value_heads")
     if heads % kv_heads:
@@ -256,13 +155,15 @@ def _head_dim(config: Mapping[str, Any], family: Family, hidden: int, heads: int
 def _intermediate(config: Mapping[str, Any], family: Family, hidden: int) -> int:
     if family is FAMILIES["gpt2"] and config.get("n_inner") is None:
         return 4 * hidden
-    return _whole(config, family, family.experts[1] if family.experts else "intermediate_size")
+    return _whole(config, family, family.expert_width or "intermediate_size")
 
 
 def _experts(config: Mapping[str, Any], family: Family) -> tuple[int, int]:
-    if family.experts is None:
+    if family.expert_width is None:
         return 0, 0
-    count, used = (_whole(config, family, key) for key in (family.experts[0], "num_experts_per_tok"))
+    # Published configs have either name, and transformers 5 saves the first.
+    key = "num_local_experts" if "num_local_experts" in config else "num_experts"
+    count, used = _whole(config, family, key), _whole(config, family, "num_experts_per_tok")
     if used > count:
         raise ConfigError(f"num_experts_per_tok is {used}, must be at most the {count} experts")
     return count, used

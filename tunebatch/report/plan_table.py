@@ -70,7 +70,7 @@ def measured_table(plans: Sequence[MemoryPlan], measured: Sequence[MeasuredMemor
 def _difference(predicted: int, found: int) -> str:
     if predicted == found:
         return "none"
-    return f"{100 * (found / predicted - 1):+.2g} %" if predicted else _NOTHING
+    return f"{100 * (found / predicted - 1):+.1f} %" if predicted else _NOTHING
 
 
 def _model() -> Group:

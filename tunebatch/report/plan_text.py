@@ -6,9 +6,9 @@ from tunebatch.measure.memory_plan import MemoryPlan
 from tunebatch.report.rows import number
 
 LEGEND = (
-    "all of it is predicted from the configs, for sequences at their full length; what the driver, the framework "
-    "and its graphs keep for themselves must fit into the share that is left out"
-)  # fmt: skip
+    "all of it is predicted from the configs, for sequences at their full length; what the driver, the "
+    "framework and its graphs keep for themselves must fit into the share that is left out"
+)
 
 
 def headline(plan: MemoryPlan) -> str:

@@ -1,0 +1,73 @@
+"""The batch at which compute takes over from memory traffic, and the published peaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tunebatch.measure.decode_balance import (
+    DecodeWork,
+    Peaks,
+    balance_of_weights,
+    compute_bound_batch,
+    memory_bound_from,
+)
+from tunebatch.measure.gpus import GPUS, gpu_of_driver
+from tunebatch.measure.kv_memory import KvLayout
+
+H100 = Peaks(989e12, 3350e9, "")
+# A million weights of two bytes; two layers of 4 query heads and one KV head.
+WORK = DecodeWork(2e6, 2e6, 4, KvLayout(1, 8, (None, None), 2))
+
+
+def step_s(batch: float, context: float, work: DecodeWork = WORK) -> tuple[float, float]:
+    """What a step computes, and what it reads, at the peaks; written out anew."""
+    layers, heads, kv_heads, width = 2, 4, 1, 8
+    flops = batch * (2 * 1e6 + layers * heads * context * (2 * width + 2 * width))
+    bytes_read = 2e6 + batch * layers * context * 2 * kv_heads * width * 2
+    return flops / H100.flops_per_s, bytes_read / H100.bytes_per_s
+
+
+def test_by_the_weights_alone_it_is_the_balance_of_the_device() -> None:
+    assert balance_of_weights(WORK, H100) == pytest.approx(989e12 / 3350e9)  # two bytes, two operations
+    assert balance_of_weights(replace(WORK, weight_bytes=1e6), H100) == pytest.approx(989e12 / 3350e9 / 2)
+
+
+@pytest.mark.parametrize("context", [0, 10, 80])
+def test_there_arithmetic_takes_as_long_as_reading(context: int) -> None:
+    batch = compute_bound_batch(WORK, H100, context)
+    assert batch is not None
+    computing_s, reading_s = step_s(batch, context)
+    assert computing_s == pytest.approx(reading_s)
+    more_computing_s, more_reading_s = step_s(2 * batch, context)
+    assert more_computing_s > more_reading_s
+
+
+def test_reading_keys_and_values_can_bind_every_batch() -> None:
+    first = memory_bound_from(WORK, H100, 100_000)
+    assert first is not None
+    assert (
+        compute_bound_batch(WORK, H100, first) is None
+        and compute_bound_batch(WORK, H100, first - 1) is not None
+    )
+    computing_s, reading_s = step_s(1e9, first)
+    assert computing_s < reading_s
+    assert memory_bound_from(WORK, H100, first - 1) is None
+
+
+def test_a_window_bounds_what_is_read() -> None:
+    windowed = replace(WORK, layout=KvLayout(1, 8, (16, 16), 2))
+    assert memory_bound_from(windowed, H100, 100_000) is None
+    assert compute_bound_batch(windowed, H100, 90_000) == compute_bound_batch(windowed, H100, 16)
+
+
+def test_published_peaks_are_plausible() -> None:
+    for gpu in GPUS.values():
+        assert 0.9 < gpu.memory_mib / 1024 / round(gpu.memory_mib / 1024) < 1.1
+        assert 30 < 1e3 * gpu.tflops_16 / gpu.bandwidth_gb_per_s < 600
+        assert gpu.tflops_32 < gpu.tflops_16 and gpu.source and gpu.driver_names
+    names = [name for gpu in GPUS.values() for name in gpu.driver_names]
+    assert len(set(names)) == len(names)
+    assert gpu_of_driver("NVIDIA H100 80GB HBM3") is GPUS["h100"]
+    assert gpu_of_driver("NVIDIA H100") is None
