@@ -10,7 +10,9 @@ from typing import Protocol
 # Batches of like size share what was measured: 1, 2-3, 4-7, 8-15, ...
 _RECENT = 7  # steps whose median is what a depth costs now; contexts grow
 _TRIES = 2  # steps of each depth at first
-_LOOK_AGAIN = 32  # steps until another depth than the best is tried
+_LOOK_AGAIN = 64  # steps until another depth than the best is tried
+_PROBES = (0, 3)  # depths that are tried first; a line through both tells of the others
+_CLEARLY = 1.03  # times more tokens per second, or the deeper draft is not worth its noise
 _GUESSED_STEP = 0.2  # of a plain step that a draft adds, before anything was measured
 _PRIOR = 4  # verifications that a guess counts as
 
@@ -79,7 +81,7 @@ class Auto:
 
     def __init__(self, most: int = 8) -> None:
         self._most = most
-        self._probes = (0, (most + 1) // 2, most)
+        self._probes = tuple(min(depth, most) for depth in _PROBES)
         self._buckets: defaultdict[int, _Bucket] = defaultdict(_Bucket)
         self._asked = [float(_PRIOR)] * most
         self._accepted = [_PRIOR * 0.6 ** (position + 1) for position in range(most)]
@@ -121,14 +123,12 @@ class Auto:
 
     def _best(self, bucket: _Bucket) -> int:
         known = sorted((depth, median(times)) for depth, times in bucket.costs.items())
-        best, best_rate, tokens = 0, 0.0, 1.0
-        for depth in range(self._most + 1):
-            if depth:
-                tokens += self._accepted[depth - 1] / self._asked[depth - 1]
-            rate = tokens / _cost(known, depth)
-            if rate > best_rate:
-                best, best_rate = depth, rate
-        return best
+        rates, tokens = [1.0 / _cost(known, 0)], 1.0
+        for position in range(self._most):
+            tokens += self._accepted[position] / self._asked[position]
+            rates.append(tokens / _cost(known, position + 1))
+        enough = max(rates) / _CLEARLY
+        return next(depth for depth, rate in enumerate(rates) if rate >= enough)
 
 
 def _cost(known: list[tuple[int, float]], depth: int) -> float:
