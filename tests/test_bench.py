@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 from dataclasses import dataclass
 from functools import cache
@@ -75,6 +76,23 @@ def test_a_run_counts_what_was_served_and_survives_a_round_trip(name: str, tmp_p
     again = read_result(tmp_path)
     assert again.metrics == metrics
     assert len((tmp_path / "requests.csv").read_text().splitlines()) == 21
+
+
+def test_the_prefix_cache_is_empty_when_a_run_begins(tmp_path: Path) -> None:
+    shared = tuple(range(3, 40))
+    traffic = Burst(tuple(Request(i, (*shared, 40 + i), 6, ignore_eos=True) for i in range(5)))
+    runs = [bench.measure(traffic, strategy("sequential+prefix"), executor()) for _ in range(2)]
+    # Two whole blocks of 37 shared tokens, for all but the first.
+    assert [run.metrics.saved_prefill_tokens for run in runs] == [4 * 32] * 2
+    assert [run.metrics.hit_rate for run in runs] == [128 / 190] * 2
+    outputs = [[record.output for record in run.record.requests] for run in runs if run.record is not None]
+    plain = bench.measure(traffic, strategy("continuous"), executor())
+    assert plain.record is not None and plain.metrics.hit_rate is None
+    assert outputs == [[record.output for record in plain.record.requests]] * 2
+    write_result(runs[1], tmp_path)
+    with (tmp_path / "requests.csv").open() as file:
+        assert [row["cached_tokens"] for row in csv.DictReader(file)] == ["0", "32", "32", "32", "32"]
+    assert read_result(tmp_path).metrics == runs[1].metrics
 
 
 def test_batching_needs_fewer_steps_than_one_at_a_time() -> None:

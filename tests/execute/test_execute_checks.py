@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from tunebatch.engine.prefix_cache import CachedBlock, PrefixCache
 from tunebatch.engine.strategies import strategy
 from tunebatch.execute.torch import same_tokens
 from tunebatch.execute.torch.load import ModelError, load_executor, serve
@@ -41,7 +42,7 @@ def test_a_window_that_the_architecture_does_not_have_is_none() -> None:
     executor = serve(model, name="tiny")
     assert executor.model_info["forward"] == "compiled"
     long = [tuple(range(1, 90)) * 3]
-    assert same_tokens.check_same_tokens(executor, [strategy("continuous")], long).num_requests == 1
+    assert same_tokens.check_same_tokens(executor, [strategy("continuous")], long).num_requests == 3
 
 
 def test_windows_too_long_to_be_checked_bound_the_context() -> None:
@@ -56,7 +57,7 @@ def test_bfloat16_is_served_and_parts_at_near_ties_only() -> None:
     executor = load_executor("bundled", device="cpu", dtype="bfloat16")
     assert executor.model_info["forward"] == "compiled"
     same = same_tokens.check_same_tokens(executor, [strategy("continuous"), strategy("static")])
-    assert same.num_requests == 5 and same.num_ties < 5
+    assert same.num_requests == 7 and same.num_ties < 7
 
 
 @pytest.mark.parametrize(("dtype", "gap", "is_tie"), [
@@ -75,7 +76,7 @@ def test_a_near_tie_is_none_in_float32(
     sampled = "tunebatch.execute.torch.executor.sample"
     monkeypatch.setattr(sampled, lambda logits, _: torch.full((len(logits),), 8))
     if is_tie:
-        assert same_tokens.check_same_tokens(executor, [strategy("static")]).num_ties == 5
+        assert same_tokens.check_same_tokens(executor, [strategy("static")]).num_ties == 7
     else:
         with pytest.raises(same_tokens.TokenMismatchError, match="output token 0, logit gap"):
             same_tokens.check_same_tokens(executor, [strategy("static")])
@@ -85,7 +86,33 @@ def test_a_near_tie_is_none_in_float32(
 def test_the_check_fits_into_a_small_pool(num_blocks: int) -> None:
     executor = serve(tiny("llama"), name="tiny", num_blocks=num_blocks)
     same = same_tokens.check_same_tokens(executor, [strategy("continuous")])
-    assert same.num_requests == 5 and same.num_ties == 0 and same.num_tokens > 5
+    assert same.num_requests == 7 and same.num_ties == 0 and same.num_tokens > 7
+
+
+def test_the_check_finds_prompts_in_the_cache_where_there_is_one() -> None:
+    executor = serve(tiny("mistral", sliding_window=40), name="tiny")
+    plain = same_tokens.check_same_tokens(executor, [strategy("continuous")])
+    assert plain.num_cached_tokens == 0
+    # 129 tokens and the answer's first 15 for one of them, half of 129 for the other.
+    for name in ("sequential", "static", "mixed"):
+        same = same_tokens.check_same_tokens(executor, [strategy(f"{name}+prefix")])
+        assert same.num_cached_tokens == 144 + 64
+
+
+def test_the_check_finds_shared_blocks_of_other_content(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = serve(tiny("llama"), name="tiny")
+
+    def another(cache: PrefixCache, blocks: list[bytes], count: int) -> CachedBlock:
+        """Any chain, whatever its tokens."""
+        node = cache.root
+        while node.children and node.depth < count:
+            node = next(iter(node.children.values()))
+        return node
+
+    monkeypatch.setattr(PrefixCache, "lookup", another)
+    same_tokens.check_same_tokens(executor, [strategy("continuous")])
+    with pytest.raises(same_tokens.TokenMismatchError, match=r"continuous\+prefix"):
+        same_tokens.check_same_tokens(executor, [strategy("continuous+prefix")])
 
 
 def test_a_few_of_the_longest_sequences_fit_into_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import ReplayClock
 from tunebatch.engine.engine import Engine
 from tunebatch.engine.records import EndReason
@@ -163,6 +164,30 @@ def test_greedy_tokens_equal_generate_under_preemption_and_cancellation(name: st
                 assert request.end_reason is EndReason.LENGTH
                 assert request.output == want[request.id], (kind, request.id)
         assert any(request.end_reason is EndReason.CANCELLED for request in record.requests)
+    assert preempted > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral", "gemma3"])
+def test_greedy_tokens_equal_generate_with_hits_in_the_prefix_cache(name: str, backend: str) -> None:
+    # 28 blocks of 4 tokens: few enough to preempt, enough to keep what the last ones leave.
+    served = executor(name, backend, num_blocks=28)
+    first = requests(199)
+    turns = [tuple(r.prompt) + tuple(expected(name)[r.id]) for r in first]
+    # The next turn of a conversation, and another question after the same beginning, twice.
+    prompts = [(*turns[2], 5, 6, 7), (*turns[2][:18], 8, 9), (*turns[2][:18], 8, 9), (*turns[4][:17], 7)]
+    follow_ups = [Request(7 + i, prompt, 9, ignore_eos=True) for i, prompt in enumerate(prompts)]
+    want = [*expected(name).values(), *(same_tokens.generate(served, r.prompt, 9) for r in follow_ups)]
+    preempted = 0
+    for kind in ("continuous", "chunked", "mixed"):
+        knobs = {knob.name: KNOBS[knob.name] for knob in STRATEGIES[kind].knobs}
+        source = same_tokens.AllAtOnce(first, follow_ups)
+        engine = engine_for(strategy(f"{kind}+prefix", knobs), served, source, ReplayClock())
+        record = engine.run()
+        engine.queues.check_integrity()
+        assert [request.output for request in record.requests] == want, kind
+        assert sum(request.num_cached_tokens > 0 for request in record.requests) >= 3
+        preempted += sum(request.num_preemptions for request in record.requests)
     assert preempted > 0
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,22 @@ def test_steps() -> None:
     assert (metrics.mean_kv_use, metrics.peak_kv_use) == (pytest.approx(0.25), 0.5)
     assert (metrics.num_steps, metrics.mean_step_s, metrics.num_preemptions) == (3, 0.5, 1)
     assert (metrics.acceptance, metrics.accepted_length) == (0.75, 2.5)
+
+
+def test_hits_are_of_prompts_that_were_computed_and_none_without_a_cache() -> None:
+    records = [
+        request(0, 1.0, [2.0], prompt=100),
+        request(1, 2.0, [5.0], prompt=60),
+        request(2, 3.0, [], reason=EndReason.UNFINISHED, prompt=40),
+    ]
+    for record, num_cached in zip(records, (0, 48, 32), strict=True):
+        record.num_cached_tokens = num_cached
+    metrics = summarize(replace(run(records), prefix_caching=True))
+    assert (metrics.saved_prefill_tokens, metrics.total_input_tokens, metrics.hit_rate) == (48, 160, 0.3)
+    without = summarize(run(records))
+    assert (without.saved_prefill_tokens, without.hit_rate) == (None, None)
+    nothing = summarize(replace(run([]), prefix_caching=True))
+    assert (nothing.saved_prefill_tokens, nothing.hit_rate) == (0, None)
 
 
 def test_where_time_went() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tunebatch.report.progress import Progress
 from tunebatch.report.screen import print_rows
 from tunebatch.report.tables import strategy_table
 from tunebatch.report.timeline import timeline
+from tunebatch.report.why import why_table
 
 
 def _console(**options: Any) -> tuple[Console, io.StringIO]:
@@ -30,6 +32,21 @@ def test_the_table_shows_what_the_slo_limits_in_the_order_given(make_row: Any) -
     assert first.startswith("continuous") and "3.00x" in first
     assert second.startswith("static") and "1.00x" in second
     assert "misses the SLO" in third
+
+
+def test_hits_are_a_column_where_any_row_has_a_prefix_cache(make_row: Any) -> None:
+    console, file = _console()
+    plain, cached = make_row("static", 2.0), make_row("static+prefix", 3.0)
+    metrics = replace(cached.result.metrics, hit_rate=0.625, saved_prefill_tokens=12345)
+    cached = replace(cached, result=replace(cached.result, metrics=metrics))
+    console.print(strategy_table([cached, plain]))
+    header, first, second = file.getvalue().splitlines()
+    assert header.endswith(" hit") and first.endswith("62 %") and second.rstrip().endswith("-")
+    file.seek(0)
+    file.truncate()
+    console.print(strategy_table([plain]))
+    console.print(why_table([cached]))
+    assert " hit" not in file.getvalue() and "12,345 prompt tokens not computed" in file.getvalue()
 
 
 def test_a_timeline_shows_requests_gaps_and_held_slots() -> None:

@@ -105,7 +105,7 @@ class Sequence:
                 known += len(self.output)
             first = len(made) * block_size
             full = max(min(count, known // block_size) * block_size, first)
-            packed = array("i", self.token_ids(first, full - first))
+            packed = array("q", self.token_ids(first, full - first))
             width = block_size * packed.itemsize
             data = packed.tobytes()
             made += [data[at : at + width] for at in range(0, len(data), width)]

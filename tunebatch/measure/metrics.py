@@ -70,6 +70,9 @@ class Metrics:
         judged_ttft: The TTFT that an SLO is held against: as ``ttft``, but who hung up before the first
             token counts as one that waited so long, and longer than every limit on the TTFT. None where
             nobody did, or without such a limit.
+        saved_prefill_tokens: Those of ``total_input_tokens`` that were cached when their requests were first
+            admitted, and so not computed. None without prefix caching.
+        hit_rate: Their share of ``total_input_tokens``.
     """
 
     duration_s: float
@@ -101,6 +104,8 @@ class Metrics:
     ttft_growth_s: float | None = None
     hung_up: int = 0
     judged_ttft: Distribution | None = None
+    saved_prefill_tokens: int | None = None
+    hit_rate: float | None = None
 
     def distribution(self, metric: MetricName) -> Distribution:
         return {"ttft": self.ttft, "tpot": self.tpot, "itl": self.itl, "e2e": self.e2e}[metric]
@@ -122,6 +127,10 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
         duration = float(times.last[times.served].max() - times.arrival.min())
     prompts = np.array([r.num_prompt_tokens for r in requests], dtype=np.int64)
     num_input, num_output = int(prompts[times.served].sum()), int(times.counts.sum())
+
+    saved: int | None = None
+    if record.prefix_caching:
+        saved = sum(r.num_cached_tokens for r, served in zip(requests, times.served, strict=True) if served)
 
     def rate(amount: int) -> float:
         return amount / duration if duration > 0.0 else 0.0
@@ -160,6 +169,8 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
         ttft_growth_s=times.ttft_growth(),
         hung_up=int(gone.sum()),
         judged_ttft=times.judged_ttft(slo, gone),
+        saved_prefill_tokens=saved,
+        hit_rate=saved / num_input if saved is not None and num_input else None,
     )
 
 

@@ -23,7 +23,7 @@ _LATENCIES: tuple[MetricName, ...] = ("ttft", "tpot")
 
 
 def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool = True) -> Table:
-    """Strategy, knobs, rate and what it cost, in the order given.
+    """Strategy, knobs, rate and what it cost, in the order given; hits where any row has a prefix cache.
 
     Args:
         rate_name: ``capacity req/s`` where the rate is one.
@@ -35,7 +35,9 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool =
     table.add_column("strategy", no_wrap=True)
     table.add_column("knobs")
     names = [f"{statistics[metric]} {metric.upper()}" for metric in _LATENCIES]
-    for name in (rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV"):
+    hits = [row.result.metrics.hit_rate for row in rows]
+    cached = ("hit",) if any(hit is not None for hit in hits) else ()
+    for name in (rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV", *cached):
         table.add_column(name, justify="right")
     for index, row in enumerate(rows):
         metrics = row.result.metrics
@@ -51,6 +53,7 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool =
             number(metrics.mean_batch),
             percent(metrics.bubble),
             percent(metrics.mean_kv_use),
+            *(percent(hits[index]) for _ in cached),
             style="bold green" if marked and index == 0 and row.rate_per_s else "",
         )
     return table

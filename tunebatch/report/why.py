@@ -30,6 +30,8 @@ def why_table(rows: Sequence[Row]) -> Table:
         told = row.beyond or binding_text(row.result.verdict) or "-"
         if metrics.num_preemptions:
             told += f"; {metrics.num_preemptions} preemptions"
+        if metrics.saved_prefill_tokens is not None:
+            told += f"; {metrics.saved_prefill_tokens:,} prompt tokens not computed"
         shares = [percent(share) for share in metrics.where.shares().values()]
         table.add_row(row.name, *shares, percent(metrics.bubble), told)
     return table

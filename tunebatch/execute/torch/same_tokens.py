@@ -28,6 +28,7 @@ class SameTokens:
     """What was compared: requests and tokens under each of the strategies, and against ``generate``.
 
     Attributes:
+        num_cached_tokens: Prompt tokens, over all strategies, that were not computed but shared.
         num_ties: Requests, over all strategies, that from a near tie on could not be compared.
     """
 
@@ -35,6 +36,7 @@ class SameTokens:
     num_tokens: int
     strategies: tuple[str, ...]
     num_ties: int = 0
+    num_cached_tokens: int = 0
 
 
 def check_same_tokens(
@@ -45,33 +47,43 @@ def check_same_tokens(
 ) -> SameTokens:
     """Serve a few requests greedily under every strategy and with ``generate``, and compare.
 
+    Two of them come after the others and begin as the longest prompt does, so that a strategy with prefix
+    caching finds their beginnings.
+
     Raises:
         TokenMismatchError: Names the strategy, the request, the first differing position and the
             difference of the two tokens' logits there.
     """
     max_tokens = min(max_tokens, _room(executor) // 2)
-    prompts = prompts or _random_prompts(executor, max_tokens)
+    prompts = list(prompts or _random_prompts(executor, max_tokens))
+    expected = [generate(executor, prompt, max_tokens) for prompt in prompts]
+    first = len(prompts)
+    prompts += _follow_ups(prompts, expected, _room(executor) - max_tokens)
+    expected += [generate(executor, prompt, max_tokens) for prompt in prompts[first:]]
     requests = [
         Request(id=i, prompt=prompt, max_tokens=max_tokens, ignore_eos=True)
         for i, prompt in enumerate(prompts)
     ]
-    expected = [generate(executor, prompt, max_tokens) for prompt in prompts]
-    ties = 0
+    ties = cached = 0
     for strategy in strategies:
         executor.reset()
-        record = engine_for(strategy, executor, AllAtOnce(requests), ReplayClock()).run()
+        source = AllAtOnce(requests[:first], requests[first:])
+        record = engine_for(strategy, executor, source, ReplayClock()).run()
         for request, served in zip(requests, record.requests, strict=True):
             ties += _tie(executor, strategy.name, request, served.output, expected[request.id])
+            cached += served.num_cached_tokens
     executor.reset()
     names = tuple(dict.fromkeys(strategy.name for strategy in strategies))
-    return SameTokens(len(requests), sum(map(len, expected)), names, ties)
+    return SameTokens(len(requests), sum(map(len, expected)), names, ties, cached)
 
 
 class AllAtOnce:
-    """A source whose requests are all there at the start."""
+    """A source whose requests are all there at the start; follow-ups come when all of these have ended."""
 
-    def __init__(self, requests: SequenceOf[Request]) -> None:
+    def __init__(self, requests: SequenceOf[Request], follow_ups: SequenceOf[Request] = ()) -> None:
         self._requests = list(requests)
+        self._follow_ups = list(follow_ups)
+        self._left = len(self._requests)
 
     def next_arrival_s(self) -> float | None:
         return 0.0 if self._requests else None
@@ -81,7 +93,9 @@ class AllAtOnce:
         return taken
 
     def finished(self, record: RequestRecord, now_s: float) -> None:
-        pass
+        self._left -= 1
+        if self._left == 0:
+            self._requests, self._follow_ups = self._follow_ups, []
 
 
 @torch.inference_mode()
@@ -148,3 +162,13 @@ def _random_prompts(executor: TorchExecutor, max_tokens: int) -> list[tuple[int,
     rng = np.random.default_rng(11)
     lengths = [min(n, _room(executor) - max_tokens) for n in (3, 16, 33, 70, 129)]
     return [tuple(rng.integers(4, executor.vocab_size, n).tolist()) for n in lengths]
+
+
+def _follow_ups(
+    prompts: SequenceOf[tuple[int, ...]], answers: SequenceOf[list[int]], longest: int
+) -> list[tuple[int, ...]]:
+    """What a conversation goes on with after its answer, and another question after the same beginning."""
+    index = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    prompt, other = prompts[index], prompts[0]
+    half = len(prompt) // 2
+    return [(*prompt, *answers[index], *other)[:longest], (*prompt[:half], *other, *prompt[half:])[:longest]]
