@@ -53,7 +53,8 @@ WorkloadName = Annotated[
         "--workload",
         "-w",
         metavar="NAME",
-        help="chat, code, summarize, offline or quickstart; or the format of --trace-file: azure or jsonl.",
+        help="chat, code, summarize, offline, quickstart, system-prompt, rag, agents, multi-turn or "
+        "long-prompt; or the format of --trace-file: azure, burstgpt, mooncake, servegen, vidur or jsonl.",
         show_default=False,
     ),
 ]
