@@ -255,7 +255,7 @@ def _read(path_or_name: str | os.PathLike[str]) -> tuple[Values, str, str]:
 
 
 def _locate_files(workload: dict[str, Any], folder: Path) -> None:
-    """A file that lies beside the profile is meant before one in the working folder."""
+    """What lies beside the profile is meant before what lies in the working folder."""
     for key in ("trace_file", *_LENGTHS):
         law, colon, file = "", "", str(workload.get(key, ""))
         if key != "trace_file":
@@ -263,7 +263,7 @@ def _locate_files(workload: dict[str, Any], folder: Path) -> None:
             if law.strip().lower() != "empirical":
                 continue
         beside = folder / file.strip()
-        if beside.is_file():
+        if file.strip() and beside.exists():
             workload[key] = f"{law}{colon}{beside}"
 
 

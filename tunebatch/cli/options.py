@@ -53,8 +53,8 @@ WorkloadName = Annotated[
         "--workload",
         "-w",
         metavar="NAME",
-        help="chat, code, summarize, offline, quickstart, system-prompt, rag, agents, multi-turn or "
-        "long-prompt; or the format of --trace-file: azure, burstgpt, mooncake, servegen, vidur or jsonl.",
+        help="quickstart, chat, multi-turn, system-prompt, rag, agents, code, summarize, long-prompt or "
+        "offline; or the format of --trace-file: azure, burstgpt, mooncake, servegen, vidur or jsonl.",
         show_default=False,
     ),
 ]
