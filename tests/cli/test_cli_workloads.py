@@ -40,6 +40,9 @@ def test_a_capacity_of_conversations_is_searched(tunebatch: Any) -> None:
     done = tunebatch("sweep", *call, "-o", "here")
     assert done.code == 0, done.err
     assert "req/s inside the SLO" in done.out
+    kept = json.loads(Path("here/result.json").read_text())
+    # Four times the pauses of a conversation: two seconds, three times on average.
+    assert kept["num_prompts"] / kept["request_rate"] > 16.0
 
 
 def test_clients_that_hang_up_by_the_profile(tunebatch: Any) -> None:

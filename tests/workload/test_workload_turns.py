@@ -172,6 +172,9 @@ def test_the_rate_counts_turns(rate, between):
         assert request.arrival_s in starts
     assert f"{len(starts)} conversations of {turns_each:.3g} turns on average" in scaled.notes[0]
     assert (
+        f"start at it divided by {turns_each:.3g}, and the load is below it for the first" in scaled.notes[0]
+    )
+    assert (
         f"40 requests in {len(starts)} conversations, 2 s between answer and next turn" in scaled.description
     )
 
@@ -196,6 +199,8 @@ def test_pauses_have_the_mean_that_was_asked_for_and_are_part_of_the_fingerprint
     pauses = [turn.think_time_s for turn in workload.turns if not turn.first]
     assert np.mean(pauses) == pytest.approx(2.0, rel=0.06)
     assert {turn.think_time_s for turn in workload.turns if turn.first} == {0.0}
+    assert workload.build_up_s == pytest.approx(2.0 * 2, rel=0.1), "three turns on average, with two pauses"
+    assert workload.saturated().build_up_s == 0.0
     assert make(replace(SPEC, think_time_s=2.5)).fingerprint() != make().fingerprint()
 
 

@@ -117,10 +117,12 @@ def _drawn(
 
 
 def _about_conversations(drawn: Conversations, limit: Room) -> list[str]:
-    count, requests = drawn.count, len(drawn.requests)
+    count, turns = drawn.count, len(drawn.requests) / drawn.count
+    pauses_s = sum(turn.think_time_s for turn in drawn.turns) / count
     notes = [
-        f"{count} conversations of {requests / count:.3g} turns on average: they start at the rate divided "
-        "by that, and each later turn waits for the answer before it, so the load builds up and fades slowly"
+        f"{count} conversations of {turns:.3g} turns on average, a later turn after the answer before it; a "
+        f"rate counts turns, so conversations start at it divided by {turns:.3g}, and the load is below it "
+        f"for the first and the last {pauses_s:.2g} s at least"
     ]
     if drawn.ended_early:
         notes.append(f"{counted(drawn.ended_early, count, 'conversation')} ended early by the {limit}")

@@ -58,6 +58,14 @@ class Workload:
     hang_ups: str = ""
 
     @property
+    def build_up_s(self) -> float:
+        """How long the load of conversations takes to be as high as the rate says: the pauses of one, on
+        average; answers, whose time nobody knows, come on top. 0 without conversations."""
+        if self.turns is None or not self.thinks:
+            return 0.0
+        return sum(turn.think_time_s for turn in self.turns) / sum(turn.first for turn in self.turns)
+
+    @property
     def description(self) -> str:
         """One line for people."""
         if self.concurrency is not None:
