@@ -40,9 +40,19 @@ def test_a_capacity_of_conversations_is_searched(tunebatch: Any) -> None:
     done = tunebatch("sweep", *call, "-o", "here")
     assert done.code == 0, done.err
     assert "req/s inside the SLO" in done.out
-    kept = json.loads(Path("here/result.json").read_text())
-    # Four times the pauses of a conversation: two seconds, three times on average.
-    assert kept["num_prompts"] / kept["request_rate"] > 16.0
+
+
+def test_a_run_of_conversations_lasts_until_its_load_has_built_up(tunebatch: Any) -> None:
+    call = ["--slo", "p90_ttft<=150ms", "--strategy", "continuous", "-n", "400", "--dry-run", "--json"]
+    least_s = {}
+    for name in ("multi-turn", "chat"):
+        done = tunebatch("sweep", "-w", name, *call)
+        assert done.code == 0, done.err
+        least_s[name] = json.loads(done.out)["least_run_s"]
+    assert least_s["chat"] < 10
+    assert least_s["multi-turn"] == pytest.approx(4 * 3 * 2, rel=0.25), (
+        "four times three pauses of two seconds"
+    )
 
 
 def test_clients_that_hang_up_by_the_profile(tunebatch: Any) -> None:

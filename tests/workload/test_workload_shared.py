@@ -18,6 +18,7 @@ from tunebatch.workload.named import NAMED, scaled_to
 from tunebatch.workload.prompts import CorpusPrompts, RandomPrompts
 from tunebatch.workload.sharing import shared_share, sharing_text
 from tunebatch.workload.spec import WorkloadSpec, build
+from tunebatch.workload.turns import Turn
 
 PROMPTS = RandomPrompts(500)
 SPEC = WorkloadSpec(
@@ -117,6 +118,28 @@ def test_the_bound_is_what_the_longest_match_gives(prompts, block_size):
         most = max((common(prompt, other) for other in prompts[:place]), default=0)
         shared += min(most, len(prompt) - 1) // block_size * block_size
     assert shared_share(requests(*prompts), block_size) == shared / sum(map(len, prompts))
+
+
+def test_answers_are_shared_but_for_their_last_token():
+    turns = (Turn(True, (1, 2, 3, 4), (5, 6, 7, 8), 0.0), Turn(False, (9, 9), (5,), 0.0))
+    told = requests((1, 2, 3, 4), (1, 2, 3, 4, 5, 6, 7, 8, 9, 9))
+    assert shared_share(told, 4, turns) == 4 / 14
+    longer = (replace(turns[0], answer=(5, 6, 7, 8, 9)), turns[1])
+    assert shared_share(told, 4, longer) == 8 / 14
+
+
+@pytest.mark.parametrize("name", ["system-prompt", "rag", "agents", "multi-turn"])
+@pytest.mark.parametrize("context", [1024, 2048])
+def test_all_lengths_are_scaled_alike_and_nearly_all_then_fits(name, context):
+    spec = scaled_to(NAMED[name], context)
+    factor = float(spec.notes[-1].split()[3])
+    for law in ("prompt_lengths", "output_lengths", "prefix_lengths"):
+        assert getattr(spec, law) == getattr(NAMED[name], law).scaled(factor)
+    workload = build(spec, PROMPTS, context)
+    cut = sum(int(note.split()[0]) for note in workload.notes if "clipped" in note or "ended early" in note)
+    assert cut <= 0.03 * sum(turn.first for turn in workload.turns or ()) + 20 * (workload.turns is None)
+    longest = sorted(len(request.prompt) + request.max_tokens for request in workload.requests)
+    assert longest[-1] > 0.7 * context, "not shrunk more than is needed"
 
 
 def test_the_description_tells_the_bound():

@@ -191,7 +191,9 @@ def test_saturated_leaves_no_pause():
     workload = make().saturated()
     assert {request.arrival_s for request in workload.requests} == {0.0}
     assert "between answer" not in workload.description and "all at once" in workload.description
-    assert workload.fingerprint() != make().at_rate(4.0).fingerprint()
+    at_once = make(replace(SPEC, arrivals="burst", rate_per_s=None))
+    assert at_once.requests == at_once.saturated().requests
+    assert at_once.fingerprint() != at_once.saturated().fingerprint(), "the one has pauses, the other none"
 
 
 def test_pauses_have_the_mean_that_was_asked_for_and_are_part_of_the_fingerprint():
