@@ -16,6 +16,7 @@ from tunebatch.engine.plan import StepOutput
 from tunebatch.engine.records import EndReason, RequestRecord
 from tunebatch.engine.strategies import STRATEGIES, strategy
 from tunebatch.workload.lengths import Fixed, Uniform
+from tunebatch.workload.named import NAMED, scaled_to
 from tunebatch.workload.prompts import RandomPrompts
 from tunebatch.workload.spec import WorkloadSpec, build
 from tunebatch.workload.turns import MultiTurn
@@ -69,9 +70,10 @@ class Watched:
         return taken
 
 
-def served(workload, name="continuous", executor=None):
+def served(workload, name="continuous", executor=None, **options):
     source = Watched(workload.source())
-    run = Engine(executor or Executor(), strategy(name).make_policy(), source, VirtualClock()).run()
+    policy = strategy(name).make_policy()
+    run = Engine(executor or Executor(), policy, source, VirtualClock(), **options).run()
     return source.sent, {record.id: record for record in run.requests}
 
 
@@ -242,3 +244,17 @@ def test_each_turn_is_handed_out_once_and_counted(seed):
 def test_conversations_have_their_own_loop():
     with pytest.raises(ValueError, match="use another arrival process, for example 'poisson'"):
         replace(SPEC, arrivals="closed", concurrency=2, rate_per_s=None)
+
+
+@pytest.mark.parametrize("name", ["system-prompt", "rag", "multi-turn", "agents"])
+def test_a_prefix_cache_that_forgets_nothing_reaches_the_bound(name):
+    context = Executor.max_context
+    spec = scaled_to(replace(NAMED[name], num_requests=40), context)
+    workload = build(spec, PROMPTS, context, block_size=Executor.block_size).saturated()
+    executor = Executor()
+    executor.num_blocks = 10_000
+    _, records = served(workload, "sequential", executor, prefix_caching=True)
+    cached = sum(record.num_cached_tokens for record in records.values())
+    assert (
+        cached / sum(record.num_prompt_tokens for record in records.values()) == workload.shared_share > 0.3
+    )
