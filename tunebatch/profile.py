@@ -93,6 +93,12 @@ class WorkloadSection(_Section):
     burstiness: Annotated[Number, Field(gt=0)] | None = None
     prompt_tokens: int | str | None = None
     output_tokens: int | str | None = None
+    prefix_tokens: int | str | None = None
+    prefixes: Annotated[Integer, Field(ge=1)] | None = None
+    prefix_skew: Annotated[Number, Field(ge=0, le=10)] | None = None
+    turns: int | str | None = None
+    cancel: Annotated[Number, Field(ge=0, le=1)] | None = None
+    cancel_after_s: Annotated[Number, Field(gt=0)] | None = None
     requests: Annotated[Integer, Field(ge=1)] | None = None
     seed: Annotated[Integer, Field(ge=0, le=_LAST_SEED)] | None = None
     concurrency: Annotated[Integer, Field(ge=1)] | None = None
@@ -150,6 +156,7 @@ _SECTIONS: dict[str, type[_Section] | None] = {
     "device": DeviceSection,
 }
 _SLO_KEYS = [f"{statistic}_{metric}" for statistic in STATISTICS for metric in METRICS]
+_LENGTHS = ("prompt_tokens", "output_tokens", "prefix_tokens", "turns")
 _OTHER_VARIABLES = ("TUNEBATCH_DEBUG",)  # that are not a profile's business
 
 
@@ -248,15 +255,15 @@ def _read(path_or_name: str | os.PathLike[str]) -> tuple[Values, str, str]:
 
 
 def _locate_files(workload: dict[str, Any], folder: Path) -> None:
-    """A file that lies beside the profile is meant before one in the working folder."""
-    for key in ("trace_file", "prompt_tokens", "output_tokens"):
+    """What lies beside the profile is meant before what lies in the working folder."""
+    for key in ("trace_file", *_LENGTHS):
         law, colon, file = "", "", str(workload.get(key, ""))
         if key != "trace_file":
             law, colon, file = file.partition(":")
             if law.strip().lower() != "empirical":
                 continue
         beside = folder / file.strip()
-        if beside.is_file():
+        if file.strip() and beside.exists():
             workload[key] = f"{law}{colon}{beside}"
 
 

@@ -83,7 +83,7 @@ def test_another_format_than_the_workload_is_refused(tunebatch: Any, trace: str)
     done = tunebatch("run", "-p", "mine.toml")
     assert done.code == 2 and "both name = 'azure' and trace_format = 'jsonl'" in done.err
     done = tunebatch("run", "-w", "chat", "--trace-file", trace)
-    assert done.code == 2 and "name the trace's format: azure, jsonl" in done.err
+    assert done.code == 2 and "name the trace's format: azure, burstgpt" in done.err
 
 
 def test_clients_that_hang_up_are_told_and_end_no_sweep(tunebatch: Any) -> None:

@@ -20,7 +20,8 @@ def sample(law, seed=1):
 
 
 def test_the_names():
-    assert set(NAMED) == {"chat", "code", "summarize", "offline", "quickstart"}
+    plain = {"chat", "code", "summarize", "offline", "quickstart", "long-prompt"}
+    assert set(NAMED) == plain | {"system-prompt", "rag", "agents", "multi-turn"}
     assert all(name == spec.name for name, spec in NAMED.items())
 
 

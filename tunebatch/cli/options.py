@@ -53,7 +53,8 @@ WorkloadName = Annotated[
         "--workload",
         "-w",
         metavar="NAME",
-        help="chat, code, summarize, offline or quickstart; or the format of --trace-file: azure or jsonl.",
+        help="quickstart, chat, multi-turn, system-prompt, rag, agents, code, summarize, long-prompt or "
+        "offline; or the format of --trace-file: azure, burstgpt, mooncake, servegen, vidur or jsonl.",
         show_default=False,
     ),
 ]

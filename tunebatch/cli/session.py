@@ -110,6 +110,7 @@ class Session:
                     context,
                     seed=seed,
                     kv_tokens=kv_tokens,
+                    block_size=self.executor.block_size,
                     vocab_size=self.executor.vocab_size,
                     tokenize=text_to_ids(self.profile.model.name),
                 )

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from tunebatch.tune.facts import SweepOutcome
     from tunebatch.workload.spec import WorkloadSpec
 
+# A run of conversations lasts so many times as long as its load takes to build up, and as long again to fade.
+_BUILD_UPS = 4
+
 
 def sweep(
     profile: options.ProfileIfGiven = None,
@@ -233,8 +236,9 @@ def _least_duration_s(session: Session) -> float:
 
     from tunebatch.tune.sustained import least_duration_s
 
-    tokens = mean(request.max_tokens for request in session.workload().requests)
-    return least_duration_s(session.profile.slo, tokens)
+    workload = session.workload()
+    tokens = mean(request.max_tokens for request in workload.requests)
+    return max(least_duration_s(session.profile.slo, tokens), _BUILD_UPS * workload.build_up_s)
 
 
 def _has_slo_of_other_traffic(asked: Profile, flags: dict[str, Any]) -> bool:

@@ -16,6 +16,8 @@ _RENAMED = {
     "requests": "num_requests",
     "prompt_tokens": "prompt_lengths",
     "output_tokens": "output_lengths",
+    "prefix_tokens": "prefix_lengths",
+    "prefixes": "num_prefixes",
 }
 
 
@@ -122,7 +124,7 @@ def _enough(profile: Profile) -> int | None:
 def _value(key: str, value: Any) -> Any:
     from tunebatch.workload.lengths import parse_length
 
-    if key in ("prompt_tokens", "output_tokens"):
+    if key in ("prompt_tokens", "output_tokens", "prefix_tokens", "turns"):
         return parse_length(str(value), key)
     return Path(value) if key == "trace_file" else value
 

@@ -23,6 +23,26 @@ def room(max_context: int, kv_tokens: int | None) -> Room:
     return Room(max_context, "context")
 
 
+def fitting_lengths(
+    prompt_tokens: int, output_tokens: int, limit: Room, clip: bool, place: str
+) -> tuple[int, int]:
+    """As `clipped_lengths`, where clipping is allowed.
+
+    Args:
+        place: Where the request comes from, for the message.
+
+    Raises:
+        ValueError: The request does not fit and may not be clipped.
+    """
+    lengths = clipped_lengths(prompt_tokens, output_tokens, limit.tokens)
+    if lengths != (prompt_tokens, output_tokens) and not clip:
+        raise ValueError(
+            f"{place}: {prompt_tokens} prompt + {output_tokens} output tokens exceed the {limit.of} of "
+            f"{limit.tokens}; expected at most that, or clip = true"
+        )
+    return lengths
+
+
 def clipped_lengths(prompt_tokens: int, output_tokens: int, max_context: int) -> tuple[int, int]:
     """Prompt and output tokens that together fit into the context, each at least 1.
 

@@ -161,6 +161,32 @@ class Empirical:
         return Empirical(tuple(_scale(value, factor) for value in self.values), self.weights)
 
 
+@dataclass(frozen=True, slots=True)
+class Interleaved:
+    """One law, but for every so many-th length, which follows another."""
+
+    usual: LengthLaw
+    rare: LengthLaw
+    every: int
+
+    def __post_init__(self) -> None:
+        if self.every < 2:
+            raise ValueError(f"every is {self.every}, must be at least 2")
+
+    def __str__(self) -> str:
+        return f"{self.usual}, one of {self.every} {self.rare}"
+
+    def sample(self, n: int, rng: np.random.Generator) -> Lengths:
+        usual_rng, rare_rng = rng.spawn(2)
+        lengths = self.usual.sample(n, usual_rng)
+        rare = slice(self.every - 1, None, self.every)
+        lengths[rare] = self.rare.sample(n // self.every, rare_rng)
+        return lengths
+
+    def scaled(self, factor: float) -> Interleaved:
+        return Interleaved(self.usual.scaled(factor), self.rare.scaled(factor), self.every)
+
+
 def _check_length(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name} is {value}, must be at least 1")

@@ -7,10 +7,19 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tunebatch.workload.laws import Empirical, Fixed, LengthLaw, Lengths, LogNormal, Uniform
+from tunebatch.workload.laws import Empirical, Fixed, Interleaved, LengthLaw, Lengths, LogNormal, Uniform
 from tunebatch.workload.observed import read_observed
 
-__all__ = ["Empirical", "Fixed", "LengthLaw", "Lengths", "LogNormal", "Uniform", "parse_length"]
+__all__ = [
+    "Empirical",
+    "Fixed",
+    "Interleaved",
+    "LengthLaw",
+    "Lengths",
+    "LogNormal",
+    "Uniform",
+    "parse_length",
+]
 
 _WHOLE = re.compile(r"\d+", re.ASCII)
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)

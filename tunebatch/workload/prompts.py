@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,24 +15,28 @@ FIRST_ORDINARY_ID = 4
 
 
 class PromptSource(Protocol):
-    """Gives prompts of a wanted length.
+    """Gives texts of a wanted length.
 
-    An implementation draws from ``rng`` exactly once a prompt, whatever the length, so that a change
+    An implementation draws from ``rng`` exactly once a text, whatever the length, so that a change
     of one request's length leaves the text of all others as it was.
     """
 
-    def prompt(self, length: int, rng: np.random.Generator) -> tuple[int, ...]:
-        """``length`` token ids."""
+    def prompt(self, number: int, length: int, rng: np.random.Generator) -> tuple[int, ...]:
+        """``length`` token ids.
+
+        Texts with different numbers part at their first token, as long as there are tokens enough for
+        all numbers, and at one of the next beyond: what requests share is then what a workload makes
+        them share, and a prefix cache finds nothing else.
+        """
 
 
 class CorpusPrompts:
-    """Real text: windows of a tokenized corpus, each from the start of a document.
+    """Real text: windows of a tokenized corpus, each from a place where the number's first token stands.
 
-    A window runs on into the documents that follow, and from the end of the corpus to its beginning.
+    A window runs from one document into the next, and from the end of the corpus to its beginning.
 
     Args:
-        path: A safetensors file with ``tokens``, all documents in a row (int, 1-D), and ``starts``,
-            the offset of each document (int32, 1-D).
+        path: A safetensors file with ``tokens``, all documents in a row (int, 1-D).
 
     Raises:
         ValueError: The file is missing, unreadable or not such a corpus; one line.
@@ -42,35 +47,35 @@ class CorpusPrompts:
             arrays = load_file(path)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"prompt corpus {path}: cannot be read: {error}") from error
-        missing = [name for name in ("tokens", "starts") if name not in arrays]
-        if missing:
+        if "tokens" not in arrays:
+            raise ValueError(f"prompt corpus {path}: no 'tokens'; expected an array of that name")
+        tokens = arrays["tokens"]
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not (tokens >= FIRST_ORDINARY_ID).any():
             raise ValueError(
-                f"prompt corpus {path}: no {missing[0]!r}; expected arrays 'tokens' and 'starts'"
+                f"prompt corpus {path}: 'tokens' is {tokens.dtype} {tokens.shape}; "
+                f"expected a row of whole numbers, some from {FIRST_ORDINARY_ID} on"
             )
-        self._tokens = arrays["tokens"]
-        self._starts = arrays["starts"]
-        for name, array in (("tokens", self._tokens), ("starts", self._starts)):
-            if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu" or array.min() < 0:
-                raise ValueError(
-                    f"prompt corpus {path}: {name!r} is {array.dtype} {array.shape}; "
-                    "expected a row of whole numbers from 0"
-                )
-        if self._starts.max() >= len(self._tokens):
-            raise ValueError(
-                f"prompt corpus {path}: a document starts at {self._starts.max()}, "
-                f"beyond the {len(self._tokens)} tokens"
-            )
+        if tokens.min() < 0:
+            raise ValueError(f"prompt corpus {path}: 'tokens' has {tokens.min()}; expected ids from 0")
+        ordinary = np.unique(tokens[tokens >= FIRST_ORDINARY_ID])
+        self._openings: list[int] = np.random.default_rng(0).permutation(ordinary).tolist()
+        self._by_token = np.argsort(tokens, kind="stable")
+        self._sorted = tokens[self._by_token]
+        # As objects, so that all texts share the few integers that there are.
+        self._tokens = tokens.astype(object)
 
-    def prompt(self, length: int, rng: np.random.Generator) -> tuple[int, ...]:
-        start = int(self._starts[rng.integers(len(self._starts))])
+    def prompt(self, number: int, length: int, rng: np.random.Generator) -> tuple[int, ...]:
+        opening = self._openings[number % len(self._openings)]
+        first, last = np.searchsorted(self._sorted, [opening, opening + 1])
+        start = int(self._by_token[first + int((last - first) * rng.random())])
         window = np.arange(start, start + length)
-        return tuple(np.take(self._tokens, window, mode="wrap").tolist())
+        return _told_apart(np.take(self._tokens, window, mode="wrap").tolist(), number, self._openings)
 
 
 class RandomPrompts:
     """Ids drawn uniformly from a vocabulary, leaving out the special ones at its beginning.
 
-    Right for speed, meaningless as text; a longer prompt of the same draw begins with the shorter.
+    Right for speed, meaningless as text; a longer text of the same draw begins with the shorter.
 
     Args:
         vocab_size: Ids run from `FIRST_ORDINARY_ID` to one below this.
@@ -79,8 +84,22 @@ class RandomPrompts:
     def __init__(self, vocab_size: int) -> None:
         if vocab_size <= FIRST_ORDINARY_ID:
             raise ValueError(f"vocabulary of {vocab_size} tokens, must have more than {FIRST_ORDINARY_ID}")
-        self._vocab_size = vocab_size
+        self._openings = range(FIRST_ORDINARY_ID, vocab_size)
+        self._ids = np.array(self._openings, dtype=object)
 
-    def prompt(self, length: int, rng: np.random.Generator) -> tuple[int, ...]:
+    def prompt(self, number: int, length: int, rng: np.random.Generator) -> tuple[int, ...]:
         own = np.random.default_rng(rng.integers(2**63))
-        return tuple(own.integers(FIRST_ORDINARY_ID, self._vocab_size, length).tolist())
+        drawn = own.integers(0, len(self._ids), length)
+        return _told_apart(self._ids[drawn].tolist(), number, self._openings)
+
+
+def _told_apart(text: list[int], number: int, openings: Sequence[int]) -> tuple[int, ...]:
+    """The text with the digits of its number, to the base of the openings, as its first tokens; leading
+    zeros are left out but for the first token's."""
+    left = number
+    for place in range(len(text)):
+        if place and not left:
+            break
+        left, digit = divmod(left, len(openings))
+        text[place] = openings[digit]
+    return tuple(text)

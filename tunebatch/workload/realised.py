@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tunebatch.engine.request import Request
+from tunebatch.workload.sharing import sharing_text
 from tunebatch.workload.source import ClosedLoop, OpenLoop, RequestSource, arrived_at
+from tunebatch.workload.turns import MultiTurn, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,12 @@ class Workload:
         seed: What the random parts were drawn with.
         notes: A sentence for each thing that was clipped, scaled, dropped or ignored, with counts.
         concurrency: Clients of a closed loop, or None.
-        think_time_s: Of those clients.
+        think_time_s: Of those clients; in conversations their mean.
+        shared_share: Share of the prompt tokens that a perfect prefix cache would not compute, 0 to 1.
+        turns: What each request adds to its conversation, by id; None: there are none. The prompts of
+            later turns then hold answers that only stand for the real ones.
+        thinks: Whether users of a conversation think before they send the next turn.
+        hang_ups: Words for the clients that hang up, or nothing.
     """
 
     name: str
@@ -45,6 +52,18 @@ class Workload:
     notes: tuple[str, ...] = ()
     concurrency: int | None = None
     think_time_s: float = 0.0
+    shared_share: float = 0.0
+    turns: tuple[Turn, ...] | None = None
+    thinks: bool = True
+    hang_ups: str = ""
+
+    @property
+    def build_up_s(self) -> float:
+        """How long the load of conversations takes to be as high as the rate says: the pauses of one, on
+        average; answers, whose time nobody knows, come on top. 0 without conversations."""
+        if self.turns is None or not self.thinks:
+            return 0.0
+        return sum(turn.think_time_s for turn in self.turns) / sum(turn.first for turn in self.turns)
 
     @property
     def description(self) -> str:
@@ -56,12 +75,19 @@ class Workload:
             arrivals = "all at once"
         else:
             arrivals = f"{self.process} at {self.rate_per_s:.4g} req/s"
-        return f"{self.name}: {len(self.requests)} requests, {arrivals}, {self.lengths}, seed {self.seed}"
+        requests = f"{len(self.requests)} requests"
+        if self.turns is not None:
+            think = f", {self.think_time_s:g} s between answer and next turn" if self.thinks else ""
+            requests += f" in {sum(self.turns[r.id].first for r in self.requests)} conversations{think}"
+        parts = [requests, arrivals, self.lengths, sharing_text(self.shared_share), self.hang_ups]
+        return f"{self.name}: {', '.join(part for part in parts if part)}, seed {self.seed}"
 
     def at_rate(self, rate_per_s: float) -> Workload:
         """The same requests in the same rhythm at another mean rate; a recorded trace is stretched in time.
 
-        A client still hangs up as long after its request's arrival as before.
+        A client still hangs up as long after its request's arrival as before, and a user thinks as long.
+        In conversations the starts are moved, so that the later turns, if they came at once, had that rate
+        together with the first ones.
 
         Raises:
             ValueError: The rate is not positive and finite, so low that a request would never arrive, or
@@ -76,16 +102,29 @@ class Workload:
                 "give it an arrival process, for example 'poisson'"
             )
         arrivals = [arrival / rate_per_s for arrival in self.unit_arrivals_s]
-        return replace(self, requests=arriving(self.patterns, arrivals), rate_per_s=rate_per_s)
+        return replace(self, requests=arriving(self.patterns, arrivals), rate_per_s=rate_per_s, thinks=True)
 
     def saturated(self) -> Workload:
-        """The same requests, all at 0: what the system can do when there is always work."""
-        return replace(self, requests=self.patterns, rate_per_s=None, concurrency=None, think_time_s=0.0)
+        """The same requests, all at 0: what the system can do when there is always work.
+
+        A later turn of a conversation comes at once after the answer before it.
+        """
+        think_time_s = 0.0 if self.turns is None else self.think_time_s
+        return replace(
+            self,
+            requests=self.patterns,
+            rate_per_s=None,
+            concurrency=None,
+            think_time_s=think_time_s,
+            thinks=False,
+        )
 
     def source(self) -> RequestSource:
         """A fresh source for one run."""
         if self.concurrency is not None:
             return ClosedLoop(self.requests, self.concurrency, self.think_time_s)
+        if self.turns is not None:
+            return MultiTurn(self.requests, self.turns, self.thinks)
         return OpenLoop(self.requests)
 
     def fingerprint(self) -> str:
@@ -105,6 +144,9 @@ class Workload:
             digest.update(struct.pack("<dd", sampling.temperature, sampling.top_p))
             digest.update(struct.pack("<qq", sampling.top_k, sampling.seed))
             digest.update(np.asarray(request.prompt, "<i8").tobytes())
+            if self.turns is not None:
+                turn = self.turns[request.id]
+                digest.update(struct.pack("<?d", turn.first, turn.think_time_s * self.thinks))
         return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ import difflib
 import itertools
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ from pathlib import Path
 from typing import Protocol
 
 from tunebatch.workload.traces.azure import read_azure
+from tunebatch.workload.traces.burstgpt import read_burstgpt
 from tunebatch.workload.traces.jsonl import read_jsonl
+from tunebatch.workload.traces.mooncake import read_mooncake
 from tunebatch.workload.traces.row import ReadOptions, TraceError, TraceRow, open_bytes
+from tunebatch.workload.traces.servegen import read_servegen
+from tunebatch.workload.traces.vidur import read_vidur
 
 __all__ = [
     "TRACE_FORMATS",
@@ -46,30 +51,48 @@ class TraceFormat:
         read: The reader.
         marks: Sets of column names (CSV) or keys (JSONL); a file is of this format if its first
             line has all the names of one of them.
+        first_line: What the first line looks like, where it has no names.
+        note: What whoever uses it is told.
     """
 
     read: Reader
-    marks: tuple[frozenset[str], ...]
+    marks: tuple[frozenset[str], ...] = ()
+    first_line: re.Pattern[str] | None = None
+    note: str = ""
 
 
 TRACE_FORMATS: dict[str, TraceFormat] = {
     "azure": TraceFormat(read_azure, (frozenset({"TIMESTAMP", "ContextTokens", "GeneratedTokens"}),)),
+    "burstgpt": TraceFormat(read_burstgpt, (frozenset({"Timestamp", "Request tokens", "Response tokens"}),)),
+    "mooncake": TraceFormat(read_mooncake, (frozenset({"input_length", "output_length", "hash_ids"}),)),
+    "servegen": TraceFormat(
+        read_servegen,
+        first_line=re.compile(
+            r"[\d.]+,[\d.eE+-]+,[\d.eE+-]+,(Gamma|Weibull)?,[\d.eE+-]*,[\d.eE+-]*", re.ASCII
+        ),
+        note="arrivals and lengths were drawn from what the trace tells of windows of time",
+    ),
+    "vidur": TraceFormat(read_vidur, (frozenset({"num_prefill_tokens", "num_decode_tokens"}),)),
     "jsonl": TraceFormat(read_jsonl, (frozenset({"output_tokens"}), frozenset({"max_tokens"}))),
 }
 
 
 def detect_format(path: str | Path) -> str:
-    """Name of the trace's format, judged by its first line.
+    """Name of the trace's format, judged by its first line; a folder is one of clients.
 
     Raises:
         TraceError: No such file, or none of the known formats.
     """
     path = Path(path)
+    if path.is_dir() and any(path.glob("*-trace.csv")):
+        return "servegen"
     with _readable(path), open_bytes(path) as lines:
         first = next((line for line in lines if line.strip()), b"").decode("utf-8-sig", "replace").strip()
     names = _names(first)
     for name, trace_format in TRACE_FORMATS.items():
         if any(mark <= names for mark in trace_format.marks):
+            return name
+        if trace_format.first_line is not None and trace_format.first_line.fullmatch(first):
             return name
     raise TraceError(
         path,

@@ -13,21 +13,18 @@ Other keys are refused.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
 
 from tunebatch.engine.request import Sampling
-from tunebatch.workload.traces.row import NO_ARRIVALS, ReadOptions, TraceError, TraceRow, open_bytes
+from tunebatch.workload.traces.json_line import JsonLine, read_lines, shown, wholes
+from tunebatch.workload.traces.row import NO_ARRIVALS, ReadOptions, TraceRow
 
 _ARRIVAL = ("arrival_s", "timestamp_ms")
 _PROMPT = ("prompt", "prompt_tokens", "text")
 _OUTPUT = ("output_tokens", "max_tokens")
 _SAMPLING = ("temperature", "top_p", "top_k", "seed")
 _KEYS = (*_ARRIVAL, *_PROMPT, *_OUTPUT, "cancel_at_s", *_SAMPLING, "ignore_eos")
-# Any such integer is a finite float and fits into the 64 bits that others give it.
-LARGEST = 2**63 - 1
 
 
 def read_jsonl(path: Path, options: ReadOptions) -> Iterator[TraceRow]:
@@ -36,25 +33,17 @@ def read_jsonl(path: Path, options: ReadOptions) -> Iterator[TraceRow]:
     Raises:
         TraceError: A line that is no object, an unknown or missing key, or an impossible value.
     """
-    with open_bytes(path) as lines:
-        for number, raw in enumerate(lines, 1):
-            if raw.strip():
-                yield _Line(path, number, raw).row(options)
+    for line in read_lines(path):
+        yield _Request(line).row(options)
 
 
-class _Line:
-    """One object and where it stands, for the messages."""
+class _Request:
+    """What one line asks for."""
 
-    def __init__(self, path: Path, number: int, raw: bytes) -> None:
-        self._path = path
-        self._number = number
-        try:
-            values = json.loads(raw.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            self._refuse(f"not JSON: {error}", "one JSON object a line")
-        if not isinstance(values, dict):
-            self._refuse(f"a JSON {type(values).__name__}", "one JSON object a line")
-        self._values: dict[str, Any] = values
+    def __init__(self, line: JsonLine) -> None:
+        self._line = line
+        self._values = line.values
+        self._number_of, self._whole, self._refuse = line.number_of, line.whole, line.refuse
 
     def row(self, options: ReadOptions) -> TraceRow:
         for key in self._values:
@@ -64,7 +53,7 @@ class _Line:
         arrival_s = self._arrival_s(options.need_arrivals)
         prompt = self._prompt(options)
         return TraceRow(
-            line=self._number,
+            line=self._line.number,
             arrival_s=arrival_s if options.need_arrivals else None,
             prompt_tokens=self._whole("prompt_tokens", 1) if prompt is None else len(prompt),
             output_tokens=self._whole(self._one_of(_OUTPUT), 1),
@@ -100,7 +89,7 @@ class _Line:
             return None
         if key == "text":
             if not isinstance(value, str) or not value:
-                self._refuse(f"text is {_short(value)}", "a string that is not empty")
+                self._refuse(f"text is {shown(value)}", "a string that is not empty")
             if options.tokenize is None:
                 self._refuse("a text prompt, but no tokenizer", "'prompt' (token ids) or 'prompt_tokens'")
             try:
@@ -108,14 +97,11 @@ class _Line:
             except ValueError as error:
                 self._refuse(f"a text prompt, but {error}", "'prompt' (token ids) or 'prompt_tokens'")
         if isinstance(value, str):
-            self._refuse(f"prompt is {_short(value)}", "token ids; a prompt in words is 'text'")
-        if not (
-            isinstance(value, list)
-            and value
-            and all(_is_whole(token) and 0 <= token <= LARGEST for token in value)
-        ):
-            self._refuse(f"{key} is {_short(value)}", "a list of token ids that is not empty")
-        return tuple(value)
+            self._refuse(f"prompt is {shown(value)}", "token ids; a prompt in words is 'text'")
+        token_ids = wholes(value)
+        if token_ids is None:
+            self._refuse(f"{key} is {shown(value)}", "a list of token ids that is not empty")
+        return token_ids
 
     def _sampling(self) -> Sampling | None:
         if not any(key in self._values for key in _SAMPLING):
@@ -127,13 +113,13 @@ class _Line:
             temperature=self._number_of("temperature", 0.0) if "temperature" in self._values else 0.0,
             top_p=top_p,
             top_k=self._whole("top_k", 0) if "top_k" in self._values else 0,
-            seed=self._whole("seed", 0) if "seed" in self._values else self._number,
+            seed=self._whole("seed", 0) if "seed" in self._values else self._line.number,
         )
 
     def _flag(self, key: str) -> bool | None:
         value = self._values.get(key)
         if key in self._values and not isinstance(value, bool):
-            self._refuse(f"{key} is {_short(value)}", "true or false")
+            self._refuse(f"{key} is {shown(value)}", "true or false")
         return value
 
     def _one_of(self, keys: tuple[str, ...]) -> str:
@@ -142,27 +128,3 @@ class _Line:
             problem = f"both {given[0]!r} and {given[1]!r}" if given else f"no {keys[0]!r}"
             self._refuse(problem, f"one of {', '.join(keys)}")
         return given[0]
-
-    def _number_of(self, key: str, low: float) -> float:
-        value = self._values[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= LARGEST:
-            self._refuse(f"{key} is {_short(value)}", f"a number, {low:g} or more")
-        return float(value)
-
-    def _whole(self, key: str, low: int) -> int:
-        value = self._values[key]
-        if not (_is_whole(value) and low <= value <= LARGEST):
-            self._refuse(f"{key} is {_short(value)}", f"a whole number, {low} or more")
-        return int(value)
-
-    def _refuse(self, problem: str, expected: str) -> NoReturn:
-        raise TraceError(self._path, self._number, problem, expected)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -31,6 +31,8 @@ class TraceRow:
         prompt_tokens: Length of the prompt.
         output_tokens: Tokens that were generated, or at most are to be.
         prompt: The prompt's token ids, where the trace has them.
+        hashes: Of the prompt's blocks of `HASHED_BLOCK_TOKENS`, where the trace has them: equal ones stand
+            for equal tokens, with equal tokens before them.
         patience_s: From the arrival until the client hangs up, or None.
         sampling: How tokens are chosen, or None for the workload's choice.
         ignore_eos: Whether to go on after the end-of-sequence token, or None for the workload's choice.
@@ -46,6 +48,7 @@ class TraceRow:
     sampling: Sampling | None = None
     ignore_eos: bool | None = None
     num_images: int = 0
+    hashes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,15 @@ class ReadOptions:
         need_arrivals: A row without an arrival is an error; otherwise times are not looked at.
         tokenize: Turns a text prompt into token ids; a ValueError of it says why it cannot. None: text
             prompts are refused.
+        seed: For what a description of traffic, rather than a record of it, leaves to chance.
     """
 
     need_arrivals: bool = True
     tokenize: Callable[[str], Sequence[int]] | None = None
+    seed: int = 0
 
 
+HASHED_BLOCK_TOKENS = 512
 NO_ARRIVALS = "a time, or an arrival process (arrivals = 'poisson' with a rate) in place of the trace's own"
 
 
