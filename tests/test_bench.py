@@ -8,8 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
+from tiny_models import BLOCK_SIZE, tiny
 
 from tunebatch import bench
 from tunebatch.engine.clock import ReplayClock
@@ -49,17 +48,7 @@ def burst(count: int, prompt: int = 9, output: int = 6) -> Burst:
 
 @cache
 def executor() -> TorchExecutor:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=99,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=128,
-    )
-    return serve(transformers.LlamaForCausalLM(config).eval(), name="tiny", max_slots=16)
+    return serve(tiny(), name="tiny", block_size=BLOCK_SIZE, max_slots=16)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -51,6 +51,7 @@ def same_constraints_everywhere(directory: Path) -> set[str]:
     return set(sets.pop())
 
 
+@pytest.mark.gaussian_process
 def test_the_better_strategy_wins_and_beats_its_default(tmp_path: Path) -> None:
     device, events, written = Device(), list[SweepEvent](), []
     outcome = sweep(
@@ -83,6 +84,7 @@ def test_one_repeat_has_no_interval(tmp_path: Path) -> None:
     assert outcome.gain is not None and outcome.gain_interval is None
 
 
+@pytest.mark.gaussian_process
 @pytest.mark.parametrize("stop_at", [5, 20, 37, 60])
 def test_an_interrupted_sweep_goes_on_and_measures_no_configuration_twice(
     tmp_path: Path, stop_at: int
