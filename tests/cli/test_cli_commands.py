@@ -42,6 +42,19 @@ def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
     assert "same tokens: 5 requests" in done.err and "next: tunebatch" in done.err
 
 
+def test_a_static_batch_may_be_of_alike_lengths(tunebatch: Any) -> None:
+    steps = {}
+    for sort in ("0", "1"):
+        done = tunebatch(
+            "run", "static", "-s", "max_batch_size=8", "-s", f"sort_by_length={sort}", "-o", sort
+        )
+        assert done.code == 0 and ("sorted" in done.out) is (sort == "1"), done
+        kept = json.loads(Path(sort, "result.json").read_text())["tunebatch"]
+        assert kept["knobs"]["sort_by_length"] == int(sort)
+        steps[sort] = kept["metrics"]["num_steps"]
+    assert steps["1"] < steps["0"]
+
+
 def test_json_is_all_of_stdout_and_stderr_is_silent(tunebatch: Any) -> None:
     done = tunebatch("run", "--json", "-o", "here")
     assert json.loads(done.out)["tunebatch"]["strategy"] == "continuous"

@@ -86,6 +86,7 @@ KNOBS = {
     "max_delay_s": 0.001,
     "chunk_size": 7,
     "max_partial_prefills": 2,
+    "sort_by_length": 1,
 }
 
 

@@ -209,6 +209,15 @@ def test_a_workload_without_a_rate_is_judged_by_throughput(tmp_path: Path) -> No
     assert outcome.winner.capacity > 3 * 10
 
 
+@pytest.mark.parametrize(("start_rate", "values"), [(None, {0, 1}), (5.0, {0})])
+def test_lengths_are_sorted_only_in_work_that_comes_all_at_once(
+    tmp_path: Path, start_rate: float | None, values: set[int]
+) -> None:
+    asked = {"objective": "throughput", "strategies": ("static",), "max_trials": 12}
+    outcome = sweep(Device(slo=()), tmp_path, **asked, start_rate=start_rate)
+    assert {trial.knobs["sort_by_length"] for trial in outcome.trials} == values
+
+
 def test_a_space_with_one_configuration_ends(tmp_path: Path) -> None:
     outcome = sweep(Device(), tmp_path, strategies=("sequential",), max_trials=5, start_rate=1.0)
     assert len(outcome.trials) == 1
