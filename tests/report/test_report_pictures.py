@@ -32,6 +32,15 @@ def test_the_table_shows_what_the_slo_limits_in_the_order_given(make_row: Any) -
     assert "misses the SLO" in third
 
 
+def test_a_percentile_without_evidence_says_what_it_lacks(make_row: Any) -> None:
+    console, file = _console()
+    console.print(strategy_table([make_row("static", 2.0, n=70, slo="p99_ttft<=1s")]))
+    assert "n/a (70 of 662)" in file.getvalue() and "20.0 ms" in file.getvalue()
+    console, file = _console()
+    console.print(strategy_table([make_row("static", 2.0, n=12, slo="p50_ttft<=1s")]))
+    assert "100 ms  n/a (12 of 64)" in file.getvalue()
+
+
 def test_a_timeline_shows_requests_gaps_and_held_slots() -> None:
     record = RunRecord([], StepLog(), [(0, 1, 0.0, 4.0, 8.0), (1, 2, 0.0, 8.0, 8.0), (0, 3, 9.0, 10.0, 10.0)])
     lines = timeline(record, width=10).plain.splitlines()
@@ -79,7 +88,7 @@ def test_a_run_that_was_stopped_has_dashes_for_what_it_cannot_tell(
     print_rows(console, rows, winner=rows[0])
     lines = [line for line in file.getvalue().splitlines() if line.startswith("static")]
     table, why = (" ".join(line.split()) for line in lines)
-    tpot = "20.0 ms" if num_served == 66 else "-"
+    tpot = "20.0 ms" if num_served == 66 else f"n/a ({num_served} of 64)"
     assert table.startswith(f"static - misses the SLO - - {tpot} ")
     assert why.endswith("- p90_ttft over 500ms at 1.00 req/s")
     assert "nan" not in file.getvalue() and "None" not in file.getvalue()

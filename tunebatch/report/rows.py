@@ -117,6 +117,11 @@ def duration(seconds: float | None) -> str:
     return f"{number(seconds * 1e3)} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
 
 
+def lacking(count: int, needed: int) -> str:
+    """``n/a (64 of 662)``: a percentile that so many samples do not tell."""
+    return f"n/a ({count:,} of {needed:,})"
+
+
 def short_duration(seconds: float) -> str:
     """``50 ms``, ``1.5 s``: no digits that say nothing."""
     return f"{seconds:.3g} s" if seconds >= 1.0 else f"{seconds * 1e3:.3g} ms"
