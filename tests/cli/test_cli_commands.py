@@ -39,6 +39,9 @@ def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
     assert done.code == 0, done.err
     assert "static" in done.out and "batch 8" in done.out and "batch slots over time" in done.out
     assert sorted(os.listdir("here")) == ["requests.csv", "result.json", "steps.csv"]
+    p50 = json.loads(Path("here/result.json").read_text())["tunebatch"]["metrics"]["ttft"]["p50"]
+    assert p50["lower_s"] <= p50["value_s"] <= p50["upper_s"]
+    assert "latency" in done.out and "95 % intervals" in done.out
     assert "same tokens: 5 requests" in done.err and "next: tunebatch" in done.err
 
 

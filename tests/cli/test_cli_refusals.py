@@ -101,6 +101,11 @@ def test_a_percentile_that_the_requests_cannot_carry_is_refused_before_loading(
     assert fake_model == []
 
 
+def test_gaps_between_tokens_are_no_samples_of_their_own(tunebatch: Any, fake_model: list[str]) -> None:
+    done = tunebatch("sweep", "-n", "96", "--slo", "p99_itl<=1s")
+    assert done.code == 2 and "p99_itl needs at least 662 requests" in done.err and fake_model == []
+
+
 def test_a_broken_line_of_a_file_of_lengths(tunebatch: Any, fake_model: list[str]) -> None:
     Path("lengths.csv").write_text("12\nmany\n")
     Path("mine.toml").write_text('[workload]\nname = "quickstart"\nprompt_tokens = "empirical:lengths.csv"\n')

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from tunebatch.engine.records import RunRecord, StepLog
+from tunebatch.report.latencies import latency_table
 from tunebatch.report.progress import Progress
 from tunebatch.report.screen import print_rows
 from tunebatch.report.tables import strategy_table
@@ -39,6 +40,17 @@ def test_a_percentile_without_evidence_says_what_it_lacks(make_row: Any) -> None
     console, file = _console()
     console.print(strategy_table([make_row("static", 2.0, n=12, slo="p50_ttft<=1s")]))
     assert "100 ms  n/a (12 of 64)" in file.getvalue()
+
+
+def test_percentiles_stand_with_their_intervals(make_row: Any) -> None:
+    console, file = _console()
+    console.print(latency_table(make_row("static", 2.0, n=70).result.metrics))
+    ttft = next(line for line in file.getvalue().splitlines() if line.startswith("TTFT"))
+    assert ttft.split(maxsplit=1)[1].startswith("100 ms [100 ms, 100 ms]")
+    assert ttft.endswith("n/a (70 of 662)")
+    console, file = _console()
+    console.print(latency_table(make_row("static", 2.0, n=12).result.metrics))
+    assert "[" not in file.getvalue() and "TTFT     100 ms   n/a (12 of 64)" in file.getvalue()
 
 
 def test_a_timeline_shows_requests_gaps_and_held_slots() -> None:

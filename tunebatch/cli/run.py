@@ -49,6 +49,7 @@ def run(
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import ResultError, to_json_dict, write_result
     from tunebatch.profile import load_profile
+    from tunebatch.report.latencies import NOTE, latency_table
     from tunebatch.report.progress import Progress
     from tunebatch.report.rows import Row
     from tunebatch.report.screen import print_rows
@@ -94,7 +95,12 @@ def run(
         output.print_json(to_json_dict(result))
     else:
         rows = [Row(result, result.metrics.request_throughput)]
-        print_rows(output.stdout(), rows, ascii_only=output.ascii_only(), quiet=quiet)
+        console = output.stdout()
+        print_rows(console, rows, ascii_only=output.ascii_only(), quiet=quiet)
+        if not quiet:
+            console.print()
+            console.print(latency_table(result.metrics))
+            console.print(NOTE, style="dim")
         if (gone := hung_up_text(rows)) is not None:
             print(f"caution: {gone}")
     if unwritten is not None:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from tunebatch.measure.percentiles import combine_repeats
 from tunebatch.measure.result import RunResult
 from tunebatch.tune.facts import Miss, TrialFacts
 
@@ -95,14 +96,8 @@ def gain_over(
     if top <= 0.0 or bottom <= 0.0:
         return None, None
     pairs = list(zip(winner.confirmed, base.confirmed, strict=False))
-    if len(pairs) < 2:
+    told = combine_repeats([math.log(one / other) for one, other in pairs], _CONFIDENCE)
+    if told is None:
         return top / bottom, None
-    from scipy import stats
-
-    logs = [math.log(one / other) for one, other in pairs]
-    n = len(logs)
-    mean = sum(logs) / n
-    spread = math.sqrt(sum((value - mean) ** 2 for value in logs) / (n - 1))
-    half = float(stats.t.ppf(0.5 + _CONFIDENCE / 2.0, n - 1)) * spread / math.sqrt(n)
-    half = max(half, resolution)
-    return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))
+    half = max(told.upper - told.mean, resolution)
+    return math.exp(told.mean), (math.exp(told.mean - half), math.exp(told.mean + half))
