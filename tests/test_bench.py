@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +12,7 @@ import pytest
 from tiny_models import BLOCK_SIZE, tiny
 
 from tunebatch import bench
-from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.clock import ReplayClock, WallClock
 from tunebatch.engine.records import EndReason, RequestRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import STRATEGIES, strategy
@@ -63,7 +64,17 @@ def test_a_run_counts_what_was_served_and_survives_a_round_trip(name: str, tmp_p
     write_result(result, tmp_path)
     again = read_result(tmp_path)
     assert again.metrics == metrics
+    assert again.conditions == result.conditions is not None
+    assert (again.conditions.clock, again.conditions.hit_rate) == ("replay", None)
     assert len((tmp_path / "requests.csv").read_text().splitlines()) == 21
+
+
+def test_a_prefix_cache_tells_its_hits() -> None:
+    shared = burst(20, prompt=2 * BLOCK_SIZE + 1)
+    same = Burst(tuple(dataclasses.replace(one, prompt=shared.requests[0].prompt) for one in shared.requests))
+    result = bench.measure(same, strategy("sequential+prefix"), executor(), clock=WallClock)
+    assert result.conditions is not None and result.conditions.clock == "wall"
+    assert result.conditions.hit_rate == pytest.approx(19 / 20 * 8 / 9)
 
 
 def test_batching_needs_fewer_steps_than_one_at_a_time() -> None:

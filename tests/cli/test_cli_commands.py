@@ -41,6 +41,17 @@ def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
     assert sorted(os.listdir("here")) == ["requests.csv", "result.json", "steps.csv"]
     p50 = json.loads(Path("here/result.json").read_text())["tunebatch"]["metrics"]["ttft"]["p50"]
     assert p50["lower_s"] <= p50["value_s"] <= p50["upper_s"]
+    assert json.loads(Path("here/result.json").read_text())["tunebatch"]["conditions"] == {
+        "clock": "virtual",
+        "warmup": "none",
+        "window": "first arrival to last token",
+        "window_s": pytest.approx(json.loads(Path("here/result.json").read_text())["duration"]),
+        "seed": 0,
+        "hit_rate": None,
+    }
+    (line,) = [line for line in done.out.splitlines() if line.startswith("measured: ")]
+    assert line.startswith("measured: virtual clock; warm-up left out: none; window ")
+    assert line.endswith("first arrival to last token; seed 0; no prefix cache")
     assert "latency" in done.out and "95 % intervals" in done.out
     assert "same tokens: 5 requests" in done.err and "next: tunebatch" in done.err
 

@@ -49,6 +49,7 @@ def run(
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import ResultError, to_json_dict, write_result
     from tunebatch.profile import load_profile
+    from tunebatch.report.conditions import conditions_line
     from tunebatch.report.latencies import NOTE, latency_table
     from tunebatch.report.progress import Progress
     from tunebatch.report.rows import Row
@@ -101,6 +102,8 @@ def run(
             console.print()
             console.print(latency_table(result.metrics))
             console.print(NOTE, style="dim")
+            if result.conditions is not None:
+                console.print(conditions_line(result.conditions), soft_wrap=True)
         if (gone := hung_up_text(rows)) is not None:
             print(f"caution: {gone}")
     if unwritten is not None:
