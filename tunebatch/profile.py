@@ -122,7 +122,7 @@ class SearchSection(_Section):
     trials: Integer = Field(40, ge=1)
     time: Annotated[float, BeforeValidator(parse_time)] = 180.0
     seed: Integer = Field(0, ge=0, le=_LAST_SEED)
-    confirm: Integer = Field(3, ge=1)
+    confirm: Integer = Field(5, ge=1)
 
 
 class DeviceSection(_Section):

@@ -79,6 +79,17 @@ def test_the_better_strategy_wins_and_beats_its_default(tmp_path: Path) -> None:
     assert {seed for _, _, seed in device.asked} == {0, 1, 2}
 
 
+@pytest.mark.parametrize(("time_for", "many"), [(5, 3), (2, 2)])
+def test_as_many_can_win_as_there_is_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time_for: int, many: int
+) -> None:
+    for name in tune_fake.SATURATED:  # all come near the best
+        monkeypatch.setitem(tune_fake.SATURATED, name, 20.0)
+    monkeypatch.setattr("tunebatch.tune.study.affordable", lambda top, *_: min(top, time_for))
+    outcome = sweep(Device(), tmp_path, strategies=("static", "dynamic", "continuous"), max_trials=3)
+    assert sorted(len(trial.confirmed) for trial in outcome.trials) == [1] * (3 - many) + [2] * many
+
+
 def test_one_repeat_has_no_interval(tmp_path: Path) -> None:
     outcome = sweep(Device(wobble=0.03), tmp_path, confirm_repeats=1)
     assert outcome.gain is not None and outcome.gain_interval is None

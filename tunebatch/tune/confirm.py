@@ -14,8 +14,17 @@ from tunebatch.measure.percentiles import combine_repeats
 from tunebatch.measure.result import RunResult
 from tunebatch.tune.facts import Miss, TrialFacts
 
-__all__ = ["Confirmation", "best_of_each", "finalists", "gain_over", "mean_capacity"]
+__all__ = [
+    "LEAST_FINALISTS",
+    "Confirmation",
+    "affordable",
+    "best_of_each",
+    "finalists",
+    "gain_over",
+    "mean_capacity",
+]
 
+LEAST_FINALISTS = 2
 _CONFIDENCE = 0.90
 _LUCK = 1.25  # who is further behind does not come first on another seed
 
@@ -57,6 +66,25 @@ def finalists(facts: Sequence[TrialFacts], top: int) -> list[TrialFacts]:
     if default is not None and default not in chosen:
         chosen.append(default)
     return chosen
+
+
+def affordable(top: int, others: int, repeats: int, took_s: float, left_s: float) -> int:
+    """How many finalists there is time for.
+
+    Args:
+        top: As many as were asked for.
+        others: Configurations to be measured on one seed beside them.
+        repeats: Fresh seeds for each.
+        took_s: Of the first finalist on the first seed, which is done.
+        left_s: Until the time is up; may be infinite.
+
+    Returns:
+        From two, without whom there is nothing to choose, to ``top``.
+    """
+    if not math.isfinite(left_s) or took_s <= 0.0:
+        return top
+    measured = 1 + (left_s / took_s - others)
+    return max(min(LEAST_FINALISTS, top), min(top, int(measured / repeats)))
 
 
 def best_of_each(facts: Sequence[TrialFacts]) -> list[TrialFacts]:
