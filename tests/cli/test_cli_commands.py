@@ -227,6 +227,24 @@ def test_a_full_disk_and_an_unexpected_error_are_one_line(
     assert "Traceback" in tunebatch("run", "-q").err
 
 
+def test_other_tokens_are_no_valid_result(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, fake_model: list[str]
+) -> None:
+    from tunebatch.execute.torch.same_tokens import check_same_tokens  # the fake one
+
+    kind = type("TokenMismatchError", (RuntimeError,), {"__module__": check_same_tokens.__module__})
+
+    def differ(*_: Any) -> None:
+        raise kind("strategy static, request 3: output token 5 is 7, not 8")
+
+    monkeypatch.setattr(sys.modules["tunebatch.execute.torch.same_tokens"], "check_same_tokens", differ)
+    for command in ("run", "compare", "sweep"):
+        done = tunebatch(command, "-o", "here")
+        assert done.code == 7 and done.out == "" and not Path("here").exists()
+        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert "output token 5 is 7, not 8; nothing was measured" in line
+
+
 def test_a_sweep_goes_on_in_its_own_folder_only_when_told_to(tunebatch: Any) -> None:
     assert tunebatch(*QUICK_SWEEP, "-o", "here").code == 0
     done = tunebatch(*QUICK_SWEEP, "-o", "here")
