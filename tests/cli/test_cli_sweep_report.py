@@ -106,7 +106,7 @@ def test_what_was_not_measured_again_is_marked(asked: Profile, run_result: RunRe
         rows = [TableRow(first, run_result), TableRow(second, run_result)]
         outcome = dataclasses.replace(outcome_of(first, second), best=rows)
         text = shown(asked, outcome)
-        assert ("9.00*" in text) is ("* on the seed of the search only" in text) is starred
+        assert ("9.00*" in text) is ("* measured in the search only, not again" in text) is starred
         told = outcome_json(outcome, asked)["best"]
         assert [row["confirmed"] for row in told] == [True, not starred]
     rows = [TableRow(found("static"), run_result)]
