@@ -34,6 +34,10 @@ CASES = {
     "baseline": (["sweep", "--baseline", "grid"], ["did you mean 'random'"]),
     "resume": (["sweep", "--resume", "nowhere"], ["no sweep was begun there"]),
     "option": (["run", "--no-such"], ["--no-such"]),
+    "start rate": (
+        ["sweep", "--start-rate", "1e9"],
+        ["--start-rate 1e+09", "highest rate to begin at is"],
+    ),
     "command": (["swep"], ["swep"]),
     "one result": (["compare", "a.json"], ["at least two"]),
     "no such result": (["compare", "a.json", "b.json"], ["could not read a.json"]),

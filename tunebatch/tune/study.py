@@ -38,6 +38,7 @@ def run_sweep(
     tolerance: float = 0.05,
     max_slots: int | None = None,
     identity: Mapping[str, Any] | None = None,
+    on_begin: Callable[[], None] = lambda: None,
     on_event: Callable[[SweepEvent], None] = lambda event: None,
     write_winner: Callable[[RunResult], None] | None = None,
 ) -> SweepOutcome:
@@ -64,6 +65,7 @@ def run_sweep(
         tolerance: How closely a capacity is confirmed, as a share.
         max_slots: Batch slots of the executor: no larger batch limit is tried, nor reported.
         identity: What else must not change between sessions, in JSON types.
+        on_begin: Called once the directory is known to hold this sweep or none, before anything is measured.
         write_winner: Given the winner's run; with its records if this session measured it.
 
     Raises:
@@ -98,6 +100,7 @@ def run_sweep(
     )
     with only_writer(directory):
         sweep = Sweep(measure, directory, settings, on_event)
+        on_begin()
         interrupted = False
         try:
             sweep.glimpse()
