@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -39,6 +40,8 @@ PEERS = ("generate_batch", "generate", "vllm")
 
 
 def main() -> int:
+    # Python would end on it at once, and leave folders and servers behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     options = _options()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

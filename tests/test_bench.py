@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gc
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
+from tiny_models import BLOCK_SIZE, tiny
 
 from tunebatch import bench
-from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.clock import ReplayClock, WallClock
 from tunebatch.engine.records import EndReason, RequestRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import STRATEGIES, strategy
@@ -50,17 +50,7 @@ def burst(count: int, prompt: int = 9, output: int = 6) -> Burst:
 
 @cache
 def executor() -> TorchExecutor:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=99,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=128,
-    )
-    return serve(transformers.LlamaForCausalLM(config).eval(), name="tiny", max_slots=16)
+    return serve(tiny(), name="tiny", block_size=BLOCK_SIZE, max_slots=16)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -75,6 +65,8 @@ def test_a_run_counts_what_was_served_and_survives_a_round_trip(name: str, tmp_p
     write_result(result, tmp_path)
     again = read_result(tmp_path)
     assert again.metrics == metrics
+    assert again.conditions == result.conditions is not None
+    assert (again.conditions.clock, again.conditions.hit_rate) == ("replay", None)
     assert len((tmp_path / "requests.csv").read_text().splitlines()) == 21
 
 
@@ -82,17 +74,26 @@ def test_the_prefix_cache_is_empty_when_a_run_begins(tmp_path: Path) -> None:
     shared = tuple(range(3, 40))
     traffic = Burst(tuple(Request(i, (*shared, 40 + i), 6, ignore_eos=True) for i in range(5)))
     runs = [bench.measure(traffic, strategy("sequential+prefix"), executor()) for _ in range(2)]
-    # Two whole blocks of 37 shared tokens, for all but the first.
-    assert [run.metrics.saved_prefill_tokens for run in runs] == [4 * 32] * 2
-    assert [run.metrics.hit_rate for run in runs] == [128 / 190] * 2
+    # The whole blocks of 37 shared tokens, for all but the first.
+    cached = 37 // BLOCK_SIZE * BLOCK_SIZE
+    assert [run.metrics.saved_prefill_tokens for run in runs] == [4 * cached] * 2
+    assert [run.metrics.hit_rate for run in runs] == [4 * cached / 190] * 2
     outputs = [[record.output for record in run.record.requests] for run in runs if run.record is not None]
     plain = bench.measure(traffic, strategy("continuous"), executor())
     assert plain.record is not None and plain.metrics.hit_rate is None
     assert outputs == [[record.output for record in plain.record.requests]] * 2
     write_result(runs[1], tmp_path)
     with (tmp_path / "requests.csv").open() as file:
-        assert [row["cached_tokens"] for row in csv.DictReader(file)] == ["0", "32", "32", "32", "32"]
+        assert [row["cached_tokens"] for row in csv.DictReader(file)] == ["0", *[str(cached)] * 4]
     assert read_result(tmp_path).metrics == runs[1].metrics
+
+
+def test_a_prefix_cache_tells_its_hits() -> None:
+    shared = burst(20, prompt=2 * BLOCK_SIZE + 1)
+    same = Burst(tuple(dataclasses.replace(one, prompt=shared.requests[0].prompt) for one in shared.requests))
+    result = bench.measure(same, strategy("sequential+prefix"), executor(), clock=WallClock)
+    assert result.conditions is not None and result.conditions.clock == "wall"
+    assert result.conditions.hit_rate == pytest.approx(19 / 20 * 8 / 9)
 
 
 def test_batching_needs_fewer_steps_than_one_at_a_time() -> None:

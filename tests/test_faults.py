@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +116,55 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path
     yield home, process.returncode, out, err
 
 
-@pytest.fixture
-def begun(interrupted: tuple[Path, int, str, str], tmp_path: Path) -> Path:
-    """A copy of it, to go on with."""
-    home = tmp_path / "home"
-    shutil.copytree(interrupted[0], home)
-    return home
+@dataclass(frozen=True)
+class Broken:
+    """How a resumed sweep broke off: its exit code, its stderr, and what its folder held by then."""
+
+    code: int
+    err: str
+    whole_lines: bool
+    litter: list[Path]
+
+
+def kill(process: subprocess.Popen[str], folder: Path) -> None:
+    process.send_signal(signal.SIGKILL)
+
+
+def fill_the_disk(process: subprocess.Popen[str], folder: Path) -> None:
+    # No file may grow beyond this: the journal's next lines find no room, perhaps in the middle of one.
+    size = (folder / "optuna.journal").stat().st_size + 200
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
+
+
+def break_off(home: Path, how: Callable[[subprocess.Popen[str], Path], None]) -> Broken:
+    """Resumes the sweep, breaks it off once it has measured one more configuration, and finishes it."""
+    folder = home / "here"
+    known = len(measured(folder))
+    process = start("sweep", "--resume", "here", cwd=home)
+    wait_for(process, folder, known + 1)
+    how(process, folder)
+    _, err = process.communicate(timeout=120)
+    assert len(measured(folder)) > known
+    whole = (folder / "optuna.journal").read_bytes().endswith(b"\n")
+    broken = Broken(process.returncode, err, whole, list(folder.rglob("*.tmp")))
+    finish(home)
+    return broken
+
+
+@pytest.fixture(scope="module")
+def broken(
+    interrupted: tuple[Path, int, str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Broken]]]:
+    """Copies of the interrupted sweep, broken off again and finished beside each other: processes spend
+    their time on starting."""
+    ways = {"killed": kill, **({"full": fill_the_disk} if hasattr(resource, "prlimit") else {})}
+    with ThreadPoolExecutor() as pool:
+        found = {}
+        for name, how in ways.items():
+            home = tmp_path_factory.mktemp(name) / "home"
+            shutil.copytree(interrupted[0], home)
+            found[name] = pool.submit(break_off, home, how)
+        yield found
 
 
 def finish(home: Path) -> None:
@@ -158,34 +203,19 @@ def test_ctrl_c_shows_and_keeps_what_was_measured(interrupted: tuple[Path, int, 
     assert [trial["strategy"] for trial in kept["trials"]][:2] == ["static", "continuous"]
 
 
-def test_a_sweep_that_was_killed_goes_on_where_it_was(begun: Path) -> None:
-    folder = begun / "here"
-    known = len(measured(folder))
-    process = start("sweep", "--resume", "here", cwd=begun)
-    wait_for(process, folder, known + 1)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGKILL
-    finish(begun)
+def test_a_sweep_that_was_killed_goes_on_where_it_was(broken: dict[str, Future[Broken]]) -> None:
+    assert broken["killed"].result().code == -signal.SIGKILL
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit, which only Linux has")
-def test_a_full_disk_ends_a_sweep_in_one_line_and_it_goes_on_later(begun: Path) -> None:
-    folder = begun / "here"
-    known = len(measured(folder))
-    process = start("sweep", "--resume", "here", cwd=begun)
-    wait_for(process, folder, known + 1)
-    # No file may grow beyond this: the journal's next lines find no room, perhaps in the middle of one.
-    size = (folder / "optuna.journal").stat().st_size + 200
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 7, err
-    (line,) = error_lines(err)
+def test_a_full_disk_ends_a_sweep_in_one_line_and_it_goes_on_later(
+    broken: dict[str, Future[Broken]],
+) -> None:
+    full = broken["full"].result()
+    assert full.code == 7, full.err
+    (line,) = error_lines(full.err)
     assert "the disk is full" in line and "tunebatch sweep --resume here" in line
-    assert (folder / "optuna.journal").read_bytes().endswith(b"\n")
-    assert len(measured(folder)) > known
-    assert list(folder.rglob("*.tmp")) == []
-    finish(begun)
+    assert full.whole_lines and full.litter == []
 
 
 def test_a_real_process_refuses_with_one_line_and_exit_2(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
     path.write_text('[search]\ntrials = 7\nseed = 1\ntime = "3m"\n')
     environ = {"TUNEBATCH_SEARCH_TRIALS": "8", "TUNEBATCH_SEARCH_SEED": "2", "TUNEBATCH_DEBUG": "1"}
     search = load_profile(path, {"search": {"trials": 9, "seed": None}}, environ).search
-    assert (search.trials, search.seed, search.time, search.confirm) == (9, 2, 180.0, 3)
+    assert (search.trials, search.seed, search.time, search.confirm) == (9, 2, 180.0, 5)
 
 
 def test_environment_lists_and_limits() -> None:

@@ -17,6 +17,7 @@ from tunebatch.engine.queues import why_never_fits
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import Strategy
+from tunebatch.measure.conditions import conditions
 from tunebatch.measure.environment import CpuTelemetry, environment
 from tunebatch.measure.latency import tpot_s
 from tunebatch.measure.metrics import summarize
@@ -84,7 +85,8 @@ def measure(
     watcher = judge if glimpse_s is None else Glimpse(glimpse_s)
     with _without_gc(), CpuTelemetry() as telemetry:
         # The clock runs from here: requests that are due at once wait for the engine, not for us.
-        engine = engine_for(strategy, executor, workload.source(), clock(), watcher)
+        time = clock()
+        engine = engine_for(strategy, executor, workload.source(), time, watcher)
         record = engine.run()
     _add_never_arrived(record, workload)
     metrics = summarize(record, slo)
@@ -108,6 +110,7 @@ def measure(
         slo=list(slo.texts()) if slo is not None else [],
         metrics=metrics,
         verdict=check(metrics, slo, judge.missed if judge is not None else None) if slo is not None else None,
+        conditions=conditions(record, metrics, time.name, workload.seed),
         record=record,
     )
 

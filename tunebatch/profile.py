@@ -128,7 +128,7 @@ class SearchSection(_Section):
     trials: Integer = Field(40, ge=1)
     time: Annotated[float, BeforeValidator(parse_time)] = 180.0
     seed: Integer = Field(0, ge=0, le=_LAST_SEED)
-    confirm: Integer = Field(3, ge=1)
+    confirm: Integer = Field(5, ge=1)
 
 
 class DeviceSection(_Section):
@@ -217,7 +217,7 @@ def load_profile(
         raise _one_line(error, source, origin) from None
     return Profile(
         name=name,
-        model=sections.model,
+        model=sections.model.model_copy(update={"name": _from_anywhere(sections.model.name)}),
         workload=sections.workload,
         slo=_slo(sections.slo, source, origin),
         search=sections.search,
@@ -251,6 +251,7 @@ def _read(path_or_name: str | os.PathLike[str]) -> tuple[Values, str, str]:
         if section in _SECTIONS and not isinstance(keys, dict):
             raise ProfileError(f"{path}: {section} = {keys!r}: must be a section; write [{section}]")
     _locate_files(values.get("workload", {}), path.parent)
+    _locate_model(values.get("model", {}), path.parent)
     return values, str(path), path.stem
 
 
@@ -265,6 +266,19 @@ def _locate_files(workload: dict[str, Any], folder: Path) -> None:
         beside = folder / file.strip()
         if file.strip() and beside.exists():
             workload[key] = f"{law}{colon}{beside}"
+
+
+def _locate_model(model: dict[str, Any], folder: Path) -> None:
+    """A folder that lies beside the profile is meant before one in the working folder."""
+    name = model.get("name")
+    if isinstance(name, str) and name != "bundled" and (folder / name).is_dir():
+        model["name"] = str(folder / name)
+
+
+def _from_anywhere(model: str) -> str:
+    """A folder by its whole path, so that a sweep of it goes on from another working folder."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if model != "bundled" and folder.is_dir() else model
 
 
 def _profiles_folder() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from cli_fake import FakeExecutor
 
+from tunebatch import bench
 from tunebatch.cli.main import run_command
 from tunebatch.cli.session import Session
 from tunebatch.engine.clock import VirtualClock
@@ -60,6 +62,8 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list
     monkeypatch.setitem(sys.modules, load.__name__, load)
     monkeypatch.setitem(sys.modules, same.__name__, same)
     monkeypatch.setattr(Session, "_new_clock", lambda self: VirtualClock())
+    # In virtual time no collection can get into a step, and one takes longer than a run.
+    monkeypatch.setattr(bench, "_without_gc", nullcontext)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
     yield calls

@@ -39,7 +39,34 @@ def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
     assert done.code == 0, done.err
     assert "static" in done.out and "batch 8" in done.out and "batch slots over time" in done.out
     assert sorted(os.listdir("here")) == ["requests.csv", "result.json", "steps.csv"]
+    p50 = json.loads(Path("here/result.json").read_text())["tunebatch"]["metrics"]["ttft"]["p50"]
+    assert p50["lower_s"] <= p50["value_s"] <= p50["upper_s"]
+    assert json.loads(Path("here/result.json").read_text())["tunebatch"]["conditions"] == {
+        "clock": "virtual",
+        "warmup": "none",
+        "window": "first arrival to last token",
+        "window_s": pytest.approx(json.loads(Path("here/result.json").read_text())["duration"]),
+        "seed": 0,
+        "hit_rate": None,
+    }
+    (line,) = [line for line in done.out.splitlines() if line.startswith("measured: ")]
+    assert line.startswith("measured: virtual clock; warm-up left out: none; window ")
+    assert line.endswith("first arrival to last token; seed 0; no prefix cache")
+    assert "latency" in done.out and "95 % intervals" in done.out
     assert "same tokens: 5 requests" in done.err and "next: tunebatch" in done.err
+
+
+def test_a_static_batch_may_be_of_alike_lengths(tunebatch: Any) -> None:
+    steps = {}
+    for sort in ("0", "1"):
+        done = tunebatch(
+            "run", "static", "-s", "max_batch_size=8", "-s", f"sort_by_length={sort}", "-o", sort
+        )
+        assert done.code == 0 and ("sorted" in done.out) is (sort == "1"), done
+        kept = json.loads(Path(sort, "result.json").read_text())["tunebatch"]
+        assert kept["knobs"]["sort_by_length"] == int(sort)
+        steps[sort] = kept["metrics"]["num_steps"]
+    assert steps["1"] < steps["0"]
 
 
 def test_json_is_all_of_stdout_and_stderr_is_silent(tunebatch: Any) -> None:
@@ -198,6 +225,24 @@ def test_a_full_disk_and_an_unexpected_error_are_one_line(
         assert done.code == code and told in done.err and len(done.err.splitlines()) == 1
     monkeypatch.setenv("TUNEBATCH_DEBUG", "1")
     assert "Traceback" in tunebatch("run", "-q").err
+
+
+def test_other_tokens_are_no_valid_result(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, fake_model: list[str]
+) -> None:
+    from tunebatch.execute.torch.same_tokens import check_same_tokens  # the fake one
+
+    kind = type("TokenMismatchError", (RuntimeError,), {"__module__": check_same_tokens.__module__})
+
+    def differ(*_: Any) -> None:
+        raise kind("strategy static, request 3: output token 5 is 7, not 8")
+
+    monkeypatch.setattr(sys.modules["tunebatch.execute.torch.same_tokens"], "check_same_tokens", differ)
+    for command in ("run", "compare", "sweep"):
+        done = tunebatch(command, "-o", "here")
+        assert done.code == 7 and done.out == "" and not Path("here").exists()
+        (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+        assert "output token 5 is 7, not 8; nothing was measured" in line
 
 
 def test_a_sweep_goes_on_in_its_own_folder_only_when_told_to(tunebatch: Any) -> None:

@@ -34,6 +34,10 @@ CASES = {
     "baseline": (["sweep", "--baseline", "grid"], ["did you mean 'random'"]),
     "resume": (["sweep", "--resume", "nowhere"], ["no sweep was begun there"]),
     "option": (["run", "--no-such"], ["--no-such"]),
+    "start rate": (
+        ["sweep", "--start-rate", "1e9"],
+        ["--start-rate 1e+09", "highest rate to begin at is"],
+    ),
     "command": (["swep"], ["swep"]),
     "one result": (["compare", "a.json"], ["at least two"]),
     "no such result": (["compare", "a.json", "b.json"], ["could not read a.json"]),
@@ -99,6 +103,11 @@ def test_a_percentile_that_the_requests_cannot_carry_is_refused_before_loading(
     assert done.code == 2
     assert "p99_ttft needs at least 662 requests" in done.err and "--requests 662" in done.err
     assert fake_model == []
+
+
+def test_gaps_between_tokens_are_no_samples_of_their_own(tunebatch: Any, fake_model: list[str]) -> None:
+    done = tunebatch("sweep", "-n", "96", "--slo", "p99_itl<=1s")
+    assert done.code == 2 and "p99_itl needs at least 662 requests" in done.err and fake_model == []
 
 
 def test_a_broken_line_of_a_file_of_lengths(tunebatch: Any, fake_model: list[str]) -> None:

@@ -31,6 +31,9 @@ def test_help_loads_nothing_heavy() -> None:
     printed = _call("--help")
     assert "loaded []" in printed
     assert all(command in printed for command in ("sweep", "compare", "run", "doctor"))
+    told = " ".join(printed.split())
+    assert "Exit codes: 0 an answer; 1 internal error; 2 wrong usage; 5 results" in told
+    assert "7 no valid result: other tokens" in told and "130 interrupted." in told
 
 
 def test_version() -> None:

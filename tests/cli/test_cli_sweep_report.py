@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tunebatch.cli.sweep_margin import margin_rate
 from tunebatch.cli.sweep_report import Watcher, caveats, outcome_json, print_outcome, unbounded
 from tunebatch.measure.result import RunResult, read_result
+from tunebatch.measure.slo import check
 from tunebatch.profile import Profile, WorkloadSection, load_profile
 from tunebatch.report.progress import Progress
 from tunebatch.tune.facts import Miss, SweepEvent, SweepOutcome, TableRow, TrialFacts
@@ -104,7 +106,7 @@ def test_what_was_not_measured_again_is_marked(asked: Profile, run_result: RunRe
         rows = [TableRow(first, run_result), TableRow(second, run_result)]
         outcome = dataclasses.replace(outcome_of(first, second), best=rows)
         text = shown(asked, outcome)
-        assert ("9.00*" in text) is ("* on the seed of the search only" in text) is starred
+        assert ("9.00*" in text) is ("* measured in the search only, not again" in text) is starred
         told = outcome_json(outcome, asked)["best"]
         assert [row["confirmed"] for row in told] == [True, not starred]
     rows = [TableRow(found("static"), run_result)]
@@ -153,3 +155,27 @@ def test_a_winner_on_the_edge_of_what_was_searched(
     outcome = dataclasses.replace(outcome_of(winner), winner=winner)
     edges = [line for line in caveats(outcome, asked) if "that was tried" in line]
     assert [line.startswith(start) for line, start in zip(edges, told, strict=True)] == [True] * len(told)
+
+
+def test_a_winner_confirmed_often_has_a_margin_and_another_a_caution(
+    asked: Profile, run_result: RunResult
+) -> None:
+    metrics, limit_s = run_result.metrics, asked.slo.limits[0].limit_s
+    near = dataclasses.replace(
+        metrics.ttft.p90, value_s=0.9 * limit_s, lower_s=0.7 * limit_s, upper_s=1.2 * limit_s
+    )
+    metrics = dataclasses.replace(metrics, ttft=dataclasses.replace(metrics.ttft, p90=near))
+    edge = dataclasses.replace(run_result, metrics=metrics, verdict=check(metrics, asked.slo))
+    for confirmed, sure in (((9.0, 8.5, 9.5), True), ((9.0,), False)):
+        knobs = {"max_batch_size": 8, "max_batched_tokens": 512}
+        winner = found("static", confirmed=confirmed, knobs=knobs)
+        rows = [TableRow(winner, edge)]
+        outcome = dataclasses.replace(outcome_of(winner), winner=winner, best=rows)
+        text = shown(asked, outcome)
+        told = outcome_json(outcome, asked)
+        assert told["margin_rate_per_s"] == margin_rate(outcome, asked)
+        assert ("with a margin: 7.45 req/s, at which another seed is sustained" in text) is sure
+        cautioned = (
+            "p90_ttft 360 ms [280 ms, 480 ms] is nearer to its limit of 400ms than it is known" in text
+        )
+        assert cautioned is not sure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +17,7 @@ from tunebatch.engine.plan import StepPlan
 from tunebatch.engine.policies.continuous import Continuous
 from tunebatch.engine.policies.sequential import Sequential
 from tunebatch.engine.records import RunRecord
+from tunebatch.measure.percentiles import batch_means
 
 
 class Timer:
@@ -123,22 +124,30 @@ def test_wall_and_replay_make_the_same_steps(kit: SimpleNamespace) -> None:
     assert plans(WallClock()) == plans(ReplayClock())
 
 
-def test_waiting_of_an_m_d_1_queue(kit: SimpleNamespace) -> None:
-    """One server, fixed service, Poisson arrivals: Lindley's recursion exactly, theory closely."""
-    rho, count, draw = 0.7, 20_000, random.Random(5)
-    arrivals = [0.0]
-    while len(arrivals) < count:
-        arrivals.append(arrivals[-1] + draw.expovariate(rho))
+@pytest.mark.parametrize(("service", "expected"), [("fixed", 0.7 / 0.6), ("exponential", 0.7 / 0.3)])
+def test_waiting_of_one_server_follows_queueing_theory(
+    kit: SimpleNamespace, service: str, expected: float
+) -> None:
+    """Poisson arrivals at 0.7 of what is served: M/D/1 waits ``rho / 2(1 - rho)``, M/M/1 twice as long.
+
+    Lindley's recursion exactly, theory within the error that batch means tell.
+    """
+    rho, count, draw = 0.7, 20_000, random.Random(6)
+    arrivals = list(accumulate(draw.expovariate(rho) for _ in range(count)))
+    took = [1.0 if service == "fixed" else draw.expovariate(1.0) for _ in range(count)]
     requests = [kit.request(i, 1, 1, arrival_s) for i, arrival_s in enumerate(arrivals)]
-    run = kit.serve(Sequential(), requests)
+    executor = kit.Executor(duration=lambda plan: took[plan.slices[0].sequence.id])
+    run = kit.serve(Sequential(), requests, executor)
     waits = [record.first_scheduled_s - record.arrival_s for record in run.requests]
     free_at, by_hand = 0.0, []
-    for arrival_s in arrivals:
+    for arrival_s, service_s in zip(arrivals, took, strict=True):
         start = max(free_at, arrival_s)
         by_hand.append(start - arrival_s)
-        free_at = start + 1.0
+        free_at = start + service_s
     assert waits == pytest.approx(by_hand, abs=1e-6)
-    assert sum(waits) / count == pytest.approx(rho / (2 * (1 - rho)), rel=0.05)
+    found = batch_means(waits, 20, confidence=0.99)
+    assert found is not None and found.lower < expected < found.upper
+    assert found.upper - found.lower < 0.35 * expected
 
 
 @settings(max_examples=60, deadline=None)

@@ -57,6 +57,7 @@ def knobs_of(
         "max_delay_s": delay * TICK,
         "chunk_size": chunk,
         "max_partial_prefills": partial,
+        "sort_by_length": 0,
     }
     return {knob.name: values[knob.name] for knob in STRATEGIES[name.partition("+")[0]].knobs}
 

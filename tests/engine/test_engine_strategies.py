@@ -24,6 +24,11 @@ def test_given_knobs_reach_the_policy() -> None:
     assert made.label == "dynamic, max_batch_size 7, max_delay_s 0, max_batched_tokens 2048"
 
 
+def test_what_is_switched_off_is_not_told() -> None:
+    assert strategy("static").label == "static, max_batch_size 32, max_batched_tokens 2048"
+    assert strategy("static", {"sort_by_length": 1.0}).label.endswith("2048, sort_by_length 1")
+
+
 @pytest.mark.parametrize(
     ("name", "knobs", "says"),
     [
@@ -41,6 +46,8 @@ def test_given_knobs_reach_the_policy() -> None:
         ("static", {"max_batch_size": None}, "must be a finite number"),
         ("static", {"max_batch_size": True}, "must be a finite number"),
         ("static", {"max_batch_size": float("inf")}, "must be a finite number"),
+        ("static", {"sort_by_length": 2}, "must be 0 or 1"),
+        ("static", {"sort_by_length": "yes"}, "must be 0 or 1"),
         ("dynamic", {"max_delay_s": -0.1}, "least possible value is 0"),
         ("dynamic", {"max_delay_s": float("nan")}, "must be a finite number"),
         ("dynamic", {"max_delay_s": float("inf")}, "must be a finite number"),

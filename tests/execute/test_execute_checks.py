@@ -6,48 +6,42 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
+from tiny_models import BLOCK_SIZE, tiny
 
 from tunebatch.engine.prefix_cache import CachedBlock, PrefixCache
 from tunebatch.engine.strategies import strategy
 from tunebatch.execute.torch import same_tokens
+from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import ModelError, load_executor, serve
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "max_position_embeddings": 2048,
-}
+
+def long(kind: str, **config: Any) -> Any:
+    """With room for windows."""
+    return tiny(kind, max_position_embeddings=2048, **config)
 
 
-def tiny(kind: str, **config: Any) -> Any:
-    torch.manual_seed(0)
-    made = transformers.AutoConfig.for_model(kind, **{**SHAPE, **config})
-    return transformers.AutoModelForCausalLM.from_config(made).eval()
+def served(model: Any, **options: Any) -> TorchExecutor:
+    return serve(model, name="tiny", block_size=BLOCK_SIZE, **options)
 
 
 def test_a_window_that_only_the_mask_knows_is_refused() -> None:
-    model = tiny("phimoe", num_local_experts=4, num_experts_per_tok=2, sliding_window=100)
+    model = long("phimoe", num_local_experts=4, num_experts_per_tok=2, sliding_window=100)
     with pytest.raises(ModelError, match=r"phimoe .* differs from its own forward"):
-        serve(model, name="tiny")
+        served(model)
 
 
 def test_a_window_that_the_architecture_does_not_have_is_none() -> None:
-    model = tiny("llama")
+    model = long("llama")
     model.config.sliding_window = 100
-    executor = serve(model, name="tiny")
+    executor = served(model)
     assert executor.model_info["forward"] == "compiled"
-    long = [tuple(range(1, 90)) * 3]
-    assert same_tokens.check_same_tokens(executor, [strategy("continuous")], long).num_requests == 3
+    prompts = [tuple(range(1, 90)) * 3]
+    assert same_tokens.check_same_tokens(executor, [strategy("continuous")], prompts).num_requests == 3
 
 
 def test_windows_too_long_to_be_checked_bound_the_context() -> None:
     def context(**config: Any) -> int:
-        return serve(tiny("mistral", **config), name="tiny").max_context
+        return served(long("mistral", **config)).max_context
 
     assert context(sliding_window=1200) == 1200
     assert context(sliding_window=100) == context(sliding_window=None) == 2048
@@ -68,7 +62,7 @@ def test_bfloat16_is_served_and_parts_at_near_ties_only() -> None:
 def test_a_near_tie_is_none_in_float32(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, gap: float, is_tie: bool
 ) -> None:
-    executor = serve(tiny("llama").to(dtype), name="tiny")
+    executor = served(tiny("llama").to(dtype))
     logits = torch.zeros(99)
     logits[7], logits[8] = 1.0, 1.0 - gap
     monkeypatch.setattr(same_tokens, "_own_logits", lambda *_: logits)
@@ -82,15 +76,15 @@ def test_a_near_tie_is_none_in_float32(
             same_tokens.check_same_tokens(executor, [strategy("static")])
 
 
-@pytest.mark.parametrize("num_blocks", [1, 8])
+@pytest.mark.parametrize("num_blocks", [4, 32])
 def test_the_check_fits_into_a_small_pool(num_blocks: int) -> None:
-    executor = serve(tiny("llama"), name="tiny", num_blocks=num_blocks)
+    executor = served(long("llama"), num_blocks=num_blocks)
     same = same_tokens.check_same_tokens(executor, [strategy("continuous")])
     assert same.num_requests == 7 and same.num_ties == 0 and same.num_tokens > 7
 
 
 def test_the_check_finds_prompts_in_the_cache_where_there_is_one() -> None:
-    executor = serve(tiny("mistral", sliding_window=40), name="tiny")
+    executor = serve(long("mistral", sliding_window=40), name="tiny")
     plain = same_tokens.check_same_tokens(executor, [strategy("continuous")])
     assert plain.num_cached_tokens == 0
     # 129 tokens and the answer's first 15 for one of them, half of 129 for the other.
@@ -100,7 +94,7 @@ def test_the_check_finds_prompts_in_the_cache_where_there_is_one() -> None:
 
 
 def test_the_check_finds_shared_blocks_of_other_content(monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = serve(tiny("llama"), name="tiny")
+    executor = serve(long("llama"), name="tiny")
 
     def another(cache: PrefixCache, blocks: list[bytes], count: int) -> CachedBlock:
         """Any chain, whatever its tokens."""
@@ -117,5 +111,5 @@ def test_the_check_finds_shared_blocks_of_other_content(monkeypatch: pytest.Monk
 
 def test_a_few_of_the_longest_sequences_fit_into_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunebatch.execute.torch.load.CPU_KV_BYTES", 1)
-    executor = serve(tiny("llama"), name="tiny")
+    executor = served(long("llama"))
     assert executor.num_blocks * executor.block_size == 4 * executor.max_context

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from numba import njit
+from tiny_models import BLOCK_SIZE, tiny
 from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import AttentionBackend, KvCache, StepContext, Variant
 from tunebatch.execute.torch.attention.compiled import Compiled
 from tunebatch.execute.torch.attention.reference import Reference
-from tunebatch.execute.torch.compiled import linear, pointers, rows, threads
+from tunebatch.execute.torch.compiled import attend, linear, pointers, rows, threads
 from tunebatch.execute.torch.compiled.few_rows import FewRows
 from tunebatch.execute.torch.load import ModelError, serve
 
@@ -102,8 +102,13 @@ def step_of(
     )
 
 
-def fill(backend: AttentionBackend, step: StepContext, keys: list[Tensor], values: list[Tensor]) -> None:
-    """Put what each sequence computed before into the cache, by the backend's own way of writing."""
+def fill(
+    backend: AttentionBackend, step: StepContext, keys: list[Tensor], values: list[Tensor], group: int
+) -> None:
+    """Put what each sequence computed before into the cache, by the backend's own way of writing.
+
+    What the queries are does not matter, but how many heads they have decides which kernel is compiled.
+    """
     for index, (key, value) in enumerate(zip(keys, values, strict=True)):
         if not len(key):
             continue
@@ -122,7 +127,8 @@ def fill(backend: AttentionBackend, step: StepContext, keys: list[Tensor], value
             max_context_len=len(key),
             context_sum=0,
         )
-        backend.attend(key.clone(), key.clone(), value, 0, Variant(1.0), prefill)
+        query = key.repeat_interleave(group, dim=1)
+        backend.attend(query, key.clone(), value, 0, Variant(1.0), prefill)
 
 
 @pytest.mark.usefixtures("num_threads")
@@ -162,11 +168,22 @@ def test_attention_equals_the_reference_on_random_steps(
         for backend in (Reference(), Compiled()):
             cache = KvCache(8 * 700 // block_size, block_size, backend.new_pools)
             step = step_of(cache, slices, contexts, torch.Generator().manual_seed(seed))
-            fill(backend, step, old_keys, old_values)
+            fill(backend, step, old_keys, old_values, group)
             outputs.append(backend.attend(query.clone(), key.clone(), value.clone(), 0, variant, step))
         # The reference rounds its weights to bfloat16 before it adds values up, the kernel does not.
         tolerance = 3 * TOLERANCE[dtype]
         torch.testing.assert_close(outputs[1].float(), outputs[0].float(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("group", "tiles"), [(4, 2), (8, 1)])
+def test_tiles_of_one_token_are_not_compiled_twice(
+    monkeypatch: pytest.MonkeyPatch, group: int, tiles: int
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(attend, "_attend", lambda *shape: made.append(shape[-1]))
+    monkeypatch.setattr(attend, "Kernel", lambda *_: None)
+    attend.attend_kernel.__wrapped__(torch.float32, 8, 8, group, 4)
+    assert len(made) == tiles and made[-1] == 1
 
 
 @pytest.mark.usefixtures("num_threads")
@@ -216,23 +233,12 @@ def test_linear_copies_nothing_where_memory_is_short(monkeypatch: pytest.MonkeyP
 
 
 def llama() -> Any:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=99,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=128,
-        attention_bias=True,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+    return tiny(attention_bias=True)
 
 
 def test_without_the_packed_product_a_model_is_served_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "packs", lambda dtype: False)
-    served = serve(llama(), name="tiny")
+    served = serve(llama(), name="tiny", block_size=BLOCK_SIZE)
     assert served.model_info["forward"] == "compiled" and served.model_info["self_check_error"] < 1e-5
 
 
@@ -241,14 +247,14 @@ def test_the_model_itself_computes_as_before() -> None:
     with torch.no_grad():
         model.set_attn_implementation("eager")
         before = model(ids).logits
-        serve(model, name="tiny")
+        serve(model, name="tiny", block_size=BLOCK_SIZE)
         model.set_attn_implementation("eager")
         torch.testing.assert_close(model(ids).logits, before, rtol=1e-5, atol=1e-6)
 
 
 def test_merged_projections_weigh_nothing() -> None:
     model = llama()
-    serve(model, name="tiny")
+    serve(model, name="tiny", block_size=BLOCK_SIZE)
     attention = model.model.layers[0].self_attn
     storages = {p.weight.untyped_storage().data_ptr() for p in (attention.q_proj, attention.v_proj)}
     assert len(storages) == 1

@@ -7,26 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tiny_models import BLOCK_SIZE, tiny
 
 from tunebatch.engine.request import Sampling
 from tunebatch.engine.strategies import strategy
 from tunebatch.execute.torch.load import ModelError, load_executor, refuse_unservable, serve
 from tunebatch.execute.torch.same_tokens import TokenMismatchError, check_same_tokens
 from tunebatch.execute.torch.sampler import sample
-
-
-def tiny() -> transformers.LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=99,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=128,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
 
 
 @pytest.mark.parametrize("kind", ["t5", "mamba", "jamba", "lfm2", "llava"])
@@ -69,7 +56,7 @@ def test_a_model_that_computes_something_else_is_refused(monkeypatch: pytest.Mon
 
 
 def test_a_token_mismatch_names_strategy_request_and_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = serve(tiny(), name="tiny")
+    executor = serve(tiny(), name="tiny", block_size=BLOCK_SIZE)
     from tunebatch.execute.torch import executor as module
 
     monkeypatch.setattr(module, "sample", lambda logits, _: (logits.argmax(-1) + 1) % 99)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_models import BLOCK_SIZE, SHAPE
 
 from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import ReplayClock
@@ -22,13 +23,8 @@ from tunebatch.execute.torch.compiled.decoder import LLAMA_LIKE
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import serve
 
-SMALL = {
+SMALL = SHAPE | {
     "vocab_size": 199,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
     "max_position_embeddings": 256,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -91,6 +87,7 @@ KNOBS = {
     "max_delay_s": 0.001,
     "chunk_size": 7,
     "max_partial_prefills": 2,
+    "sort_by_length": 1,
 }
 
 
@@ -113,7 +110,7 @@ def network(name: str) -> Any:
 def executor(name: str, backend: str, num_blocks: int) -> TorchExecutor:
     model = network(name)
     model.set_attn_implementation("eager")
-    return serve(model, name=name, backend=backend, block_size=4, num_blocks=num_blocks, max_slots=8)
+    return serve(model, name=name, backend=backend, block_size=BLOCK_SIZE, num_blocks=num_blocks, max_slots=8)
 
 
 @cache

@@ -104,6 +104,28 @@ def test_percentiles_appear_with_enough_samples() -> None:
     assert summarize(run(records[:-1])).ttft.p90.value_s is None
 
 
+def test_the_gaps_of_a_request_are_one_sample() -> None:
+    records = [request(i, i * 1.0, [i + 0.1 * k for k in range(1, 40)]) for i in range(64)]
+    alone = request(64, 64.0, [65.0])
+    itl = summarize(run([*records, alone])).itl
+    assert itl.count == 64 * 38 and itl.p90.count == 64 and itl.p90.value_s == pytest.approx(0.1)
+    assert itl.p99.value_s is None and (itl.p99.count, itl.p99.needed) == (64, 662)
+    assert itl.p90.lower_s is not None
+    assert summarize(run(records[1:])).itl.p90.value_s is None
+
+
+def test_intervals_are_of_requests_in_the_order_of_their_arrival() -> None:
+    """Waits that grow over the run say less than the same ones in no order."""
+
+    def width(waits: list[int]) -> float:
+        records = [request(i, i * 1.0, [i + 0.01 * wait]) for i, wait in enumerate(waits)]
+        found = summarize(run(records)).ttft.p50
+        assert found.lower_s is not None and found.upper_s is not None
+        return found.upper_s - found.lower_s
+
+    assert width(list(range(200))) > 3 * width([77 * i % 200 for i in range(200)])
+
+
 @given(requests())
 def test_arrays_agree_with_one_request_at_a_time(records: list[RequestRecord]) -> None:
     slo = parse_slo(["p50_ttft<=1s", "mean_tpot<=800ms", "max_itl<=1200ms", "p99_e2e<=3s"])

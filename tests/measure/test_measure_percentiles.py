@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunebatch.measure.percentiles import (
-    Estimate,
     batch_means,
     combine_repeats,
-    interval,
     percentile,
+    percentile_interval,
     samples_needed,
 )
 
@@ -57,26 +56,42 @@ def test_samples_needed_refuses_the_ends() -> None:
         samples_needed(1.0)
 
 
-def test_interval_by_hand() -> None:
-    # 1 / 2^8 outside on either side: the extremes bound the median at 99 %, and no inner pair does.
-    assert interval(range(1, 9), 0.5, 0.99) == (1.0, 8.0)
-    assert interval(range(1, 8), 0.5, 0.99) is None
-    # P(B <= 5) = 0.0207, P(B <= 6) = 0.0577 for 20 fair coins.
-    assert interval(range(1, 21), 0.5, 0.95) == (6.0, 15.0)
+def test_an_interval_of_independent_values_by_hand() -> None:
+    # Every batch of ten has its five smallest below the median: batches agree, so independence decides.
+    half = 2.262157163 * math.sqrt(0.25 / 100)  # t(0.975, 9)
+    bounds = percentile_interval(np.tile(np.arange(10.0), 10), 0.5)
+    assert bounds == (percentile(np.tile(np.arange(10.0), 10), 0.5 - half), pytest.approx(6.0, abs=0.5))
+    assert percentile_interval(np.tile(np.arange(10.0), 10), 0.5, independent=19) is None
 
 
-def test_interval_needs_528_values_for_a_p99() -> None:
-    assert interval(np.arange(527), 0.99) is None
-    assert interval(np.arange(528), 0.99) is not None
-    assert interval([], 0.5) is None
+def test_too_few_values_and_values_too_near_to_the_end_have_no_interval() -> None:
+    assert percentile_interval(range(19), 0.5) is None
+    assert percentile_interval(range(20), 0.5) is not None
+    assert percentile_interval(range(300), 0.99) is None
+    assert percentile_interval(range(700)[::-1], 0.5) is not None
 
 
-@given(st.integers(662, 3000))
-def test_where_a_p99_is_reported_it_lies_in_its_interval(n: int) -> None:
-    values = np.arange(n, dtype=float)
-    bounds = interval(values, 0.99)
-    assert bounds is not None
-    assert bounds[0] <= percentile(values, 0.99) <= bounds[1]
+def autoregressive(seed: int, count: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(size=count)
+    series = np.empty_like(noise)
+    series[0] = noise[0] / math.sqrt(1 - 0.8**2)
+    for i in range(1, count):
+        series[i] = 0.8 * series[i - 1] + noise[i]
+    return series
+
+
+@pytest.mark.parametrize(("q", "normal"), [(0.5, 0.0), (0.9, 1.2815515655)])
+def test_intervals_of_correlated_values_hold_the_truth_as_often_as_they_say(q: float, normal: float) -> None:
+    truth = normal / math.sqrt(1 - 0.8**2)
+    held = alone = 0
+    for seed in range(120):
+        series = autoregressive(seed, 1000)
+        bounds = percentile_interval(series, q)
+        assert bounds is not None and bounds[0] <= percentile(series, q) <= bounds[1]
+        held += bounds[0] <= truth <= bounds[1]
+        half = 2.26 * math.sqrt(q * (1 - q) / series.size)  # as if the values were independent
+        alone += percentile(series, q - half) <= truth <= percentile(series, q + half)
+    assert held >= 106 > alone  # 95 % less three standard errors
 
 
 def test_batch_means_by_hand() -> None:
@@ -106,13 +121,9 @@ def test_batch_means_are_wider_than_independence_would_say() -> None:
 
 
 def test_combined_repeats() -> None:
-    one = Estimate(10.0, 9.0, 11.0, 0.5, 20)
     assert combine_repeats([]) is None
     assert combine_repeats([10.0]) is None
-    assert combine_repeats([one]) is one
     spread = combine_repeats([9.0, 11.0])
     assert spread is not None
     assert (spread.mean, spread.std_error) == (10.0, pytest.approx(1.0))
-    lucky = combine_repeats([one, one])
-    assert lucky is not None
-    assert (lucky.lower, lucky.upper) == (pytest.approx(10 - 0.5**0.5), pytest.approx(10 + 0.5**0.5))
+    assert spread.upper - spread.mean == pytest.approx(12.706204736)  # t(0.975, 1)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from measure_records import request, requests, run, step
 
 from tunebatch.engine.records import STEP_COLUMNS, RequestRecord, StepLog
+from tunebatch.measure.conditions import conditions
 from tunebatch.measure.metrics import summarize
 from tunebatch.measure.result import (
     REQUEST_COLUMNS,
@@ -39,6 +40,7 @@ def result_of(records: list[RequestRecord], steps: StepLog | None = None) -> Run
         slo=slo.texts(),
         metrics=metrics,
         verdict=check(metrics, slo),
+        conditions=conditions(record, metrics, "replay", 1),
         record=record,
     )
 
@@ -70,6 +72,12 @@ def test_layout() -> None:
     assert data["p99_ttft_ms"] is None
     assert data["tunebatch"]["strategy"] == "mixed+prefix"
     assert "record" not in data["tunebatch"]
+
+
+def test_a_result_of_a_version_that_told_no_conditions_is_read() -> None:
+    data = to_json_dict(example())
+    del data["tunebatch"]["conditions"]
+    assert from_json_dict(data).conditions is None
 
 
 def test_nan_is_never_written() -> None:

@@ -27,6 +27,11 @@ def documents():
     return corpus.load_corpus(bundled_corpus())
 
 
+@cache
+def loss(name, window):
+    return heldout_loss(model(name), documents(), window, 8192)
+
+
 def config(name):
     return json.loads((FOLDERS[name] / "config.json").read_text())
 
@@ -74,12 +79,11 @@ def test_writes_ascii_and_predicts_held_out_text(name):
     text = tokenizer.decode(greedy(model(name), prompt, 24).ids[0])
     assert text.isascii()
     assert "(" in text
-    assert heldout_loss(model(name), documents(), 512, 8192) < 4.5
+    assert loss(name, 512) < 4.5
 
 
 def test_target_holds_up_at_far_positions():
-    short = heldout_loss(model("target"), documents(), 512, 16384)
-    assert heldout_loss(model("target"), documents(), 2048, 16384) < short + 0.2
+    assert loss("target", 2048) < loss("target", 512) + 0.2
 
 
 def test_draft_is_often_right():

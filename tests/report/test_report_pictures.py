@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from tunebatch.engine.records import RunRecord, StepLog
+from tunebatch.report.latencies import latency_table
 from tunebatch.report.progress import Progress
 from tunebatch.report.screen import print_rows
 from tunebatch.report.tables import strategy_table
@@ -47,6 +48,26 @@ def test_hits_are_a_column_where_any_row_has_a_prefix_cache(make_row: Any) -> No
     console.print(strategy_table([plain]))
     console.print(why_table([cached]))
     assert " hit" not in file.getvalue() and "12,345 prompt tokens not computed" in file.getvalue()
+
+
+def test_a_percentile_without_evidence_says_what_it_lacks(make_row: Any) -> None:
+    console, file = _console()
+    console.print(strategy_table([make_row("static", 2.0, n=70, slo="p99_ttft<=1s")]))
+    assert "n/a (70 of 662)" in file.getvalue() and "20.0 ms" in file.getvalue()
+    console, file = _console()
+    console.print(strategy_table([make_row("static", 2.0, n=12, slo="p50_ttft<=1s")]))
+    assert "100 ms  n/a (12 of 64)" in file.getvalue()
+
+
+def test_percentiles_stand_with_their_intervals(make_row: Any) -> None:
+    console, file = _console()
+    console.print(latency_table(make_row("static", 2.0, n=70).result.metrics))
+    ttft = next(line for line in file.getvalue().splitlines() if line.startswith("TTFT"))
+    assert ttft.split(maxsplit=1)[1].startswith("100 ms [100 ms, 100 ms]")
+    assert ttft.endswith("n/a (70 of 662)")
+    console, file = _console()
+    console.print(latency_table(make_row("static", 2.0, n=12).result.metrics))
+    assert "[" not in file.getvalue() and "TTFT     100 ms   n/a (12 of 64)" in file.getvalue()
 
 
 def test_a_timeline_shows_requests_gaps_and_held_slots() -> None:
@@ -96,7 +117,7 @@ def test_a_run_that_was_stopped_has_dashes_for_what_it_cannot_tell(
     print_rows(console, rows, winner=rows[0])
     lines = [line for line in file.getvalue().splitlines() if line.startswith("static")]
     table, why = (" ".join(line.split()) for line in lines)
-    tpot = "20.0 ms" if num_served == 66 else "-"
+    tpot = "20.0 ms" if num_served == 66 else f"n/a ({num_served} of 64)"
     assert table.startswith(f"static - misses the SLO - - {tpot} ")
     assert why.endswith("- p90_ttft over 500ms at 1.00 req/s")
     assert "nan" not in file.getvalue() and "None" not in file.getvalue()

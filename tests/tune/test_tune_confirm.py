@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tunebatch.tune.confirm import finalists
+import math
+
+import pytest
+
+from tunebatch.tune.confirm import affordable, finalists
 from tunebatch.tune.facts import Origin, TrialFacts
 
 
@@ -36,3 +40,20 @@ def test_the_best_that_come_near_the_first_and_the_best_default_can_win() -> Non
 
 def test_who_is_known_coarsely_or_without_a_capacity_cannot_win() -> None:
     assert finalists([trial(0, 0.0, "default"), trial(1, 5.0, coarse=True)], 3) == []
+
+
+@pytest.mark.parametrize(
+    ("left_s", "many"),
+    [
+        (math.inf, 5),
+        (120.0, 5),  # 1 is done: 4 others once, and 9 of ten runs of finalists, take 13
+        (115.0, 4),
+        (70.0, 2),
+        (1.0, 2),
+    ],
+)
+def test_there_are_as_many_finalists_as_the_time_allows(left_s: float, many: int) -> None:
+    assert affordable(5, 4, 2, 9.0, left_s) == many
+    assert affordable(1, 4, 2, 9.0, left_s) == 1
+    assert affordable(2, 4, 2, 9.0, left_s) == 2
+    assert affordable(5, 4, 2, 0.0, left_s) == 5

@@ -41,6 +41,16 @@ def test_inactive_knobs_change_nothing() -> None:
     assert config_hash(space.to_strategy(one)) == config_hash(space.to_strategy(other))
 
 
+def test_what_matters_only_offline_is_searched_only_there() -> None:
+    rng = random.Random(3)
+    for offline, values in ((False, {0}), (True, {0, 1})):
+        space = Space(("static",), offline=offline)
+        drawn = [space.to_strategy(space.draw(rng)) for _ in range(30)]
+        assert {dict(one.knobs)["sort_by_length"] for one in drawn} == values
+        assert ("log2_sort_by_length" in space.distributions()) is offline
+        assert space.to_strategy(space.to_params(drawn[0])) == drawn[0]
+
+
 def test_unknown_and_missing_strategies_are_refused() -> None:
     with pytest.raises(StrategyError, match="continuous"):
         Space(["continous"])

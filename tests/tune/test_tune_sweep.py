@@ -51,6 +51,7 @@ def same_constraints_everywhere(directory: Path) -> set[str]:
     return set(sets.pop())
 
 
+@pytest.mark.gaussian_process
 def test_the_better_strategy_wins_and_beats_its_default(tmp_path: Path) -> None:
     device, events, written = Device(), list[SweepEvent](), []
     outcome = sweep(
@@ -78,11 +79,23 @@ def test_the_better_strategy_wins_and_beats_its_default(tmp_path: Path) -> None:
     assert {seed for _, _, seed in device.asked} == {0, 1, 2}
 
 
+@pytest.mark.parametrize(("time_for", "many"), [(5, 3), (2, 2)])
+def test_as_many_can_win_as_there_is_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time_for: int, many: int
+) -> None:
+    for name in tune_fake.SATURATED:  # all come near the best
+        monkeypatch.setitem(tune_fake.SATURATED, name, 20.0)
+    monkeypatch.setattr("tunebatch.tune.study.affordable", lambda top, *_: min(top, time_for))
+    outcome = sweep(Device(), tmp_path, strategies=("static", "dynamic", "continuous"), max_trials=3)
+    assert sorted(len(trial.confirmed) for trial in outcome.trials) == [1] * (3 - many) + [2] * many
+
+
 def test_one_repeat_has_no_interval(tmp_path: Path) -> None:
     outcome = sweep(Device(wobble=0.03), tmp_path, confirm_repeats=1)
     assert outcome.gain is not None and outcome.gain_interval is None
 
 
+@pytest.mark.gaussian_process
 @pytest.mark.parametrize("stop_at", [5, 20, 37, 60])
 def test_an_interrupted_sweep_goes_on_and_measures_no_configuration_twice(
     tmp_path: Path, stop_at: int
@@ -205,6 +218,15 @@ def test_a_workload_without_a_rate_is_judged_by_throughput(tmp_path: Path) -> No
     assert outcome.winner is not None and outcome.winner.strategy == "continuous"
     assert {rate for _, rate, _ in device.asked} == {None}
     assert outcome.winner.capacity > 3 * 10
+
+
+@pytest.mark.parametrize(("start_rate", "values"), [(None, {0, 1}), (5.0, {0})])
+def test_lengths_are_sorted_only_in_work_that_comes_all_at_once(
+    tmp_path: Path, start_rate: float | None, values: set[int]
+) -> None:
+    asked = {"objective": "throughput", "strategies": ("static",), "max_trials": 12}
+    outcome = sweep(Device(slo=()), tmp_path, **asked, start_rate=start_rate)
+    assert {trial.knobs["sort_by_length"] for trial in outcome.trials} == values
 
 
 def test_a_space_with_one_configuration_ends(tmp_path: Path) -> None:

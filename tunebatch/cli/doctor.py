@@ -10,7 +10,9 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tunebatch.cli import options
 from tunebatch.cli.errors import ENVIRONMENT, OK
@@ -20,10 +22,25 @@ _NVIDIA, _DISPLAY = "0x10de", "0x03"  # of the PCI bus: a vendor, and the class 
 _ROOM_BYTES = 2**30  # for results and compiled kernels
 
 
-def doctor(json: options.Json = False) -> int:
+def doctor(
+    check_clock: Annotated[
+        bool,
+        typer.Option(
+            "--check-clock", help="Compare runs that skip idle time with one in real time; about a minute."
+        ),
+    ] = False,
+    json: options.Json = False,
+) -> int:
     """Say what this machine has (device, memory, versions), what is missing, and how to mend it."""
+    from tunebatch.cli import check_clock as clocks
     from tunebatch.cli import output
 
+    if check_clock:
+        found = clocks.check_clock()
+        if json:
+            output.print_json({"schema": "tunebatch.clock.v1", **found})
+            return OK if found["agree"] else ENVIRONMENT
+        return clocks.print_check(found)
     checks = [*_machine(), *_device(), *_libraries(), _bundled(), _results()]
     broken = any(check["state"] == "missing" for check in checks)
     if json:

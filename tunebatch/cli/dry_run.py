@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tunebatch.profile import Profile
 
 # Whole runs that a search amounts to: for a default about six rates, most of which end early because they
-# miss; for a candidate of the confirmation about four on each of two seeds.
+# miss; for a candidate of the confirmation about four on each of two seeds. There are more candidates where
+# the time is left.
 _RUNS_OF_A_DEFAULT, _RUNS_OF_A_CANDIDATE = 4, 6
 _ALONE = 4  # requests that show the pace of a strategy without batches
 
@@ -27,6 +28,7 @@ def dry_run(asked: Profile, session: Session, least_run_s: float, json: bool) ->
     """
     from tunebatch.cli import output
     from tunebatch.cli.traffic import needed_samples
+    from tunebatch.tune.confirm import LEAST_FINALISTS
     from tunebatch.tune.space import Space
 
     workload, search = session.workload(), asked.search
@@ -37,7 +39,7 @@ def dry_run(asked: Profile, session: Session, least_run_s: float, json: bool) ->
     few = len(workload.requests)
     served = {name: max(few, math.ceil(rate * least_run_s)) if drawn else few for name, rate in pace.items()}
     run_s = {name: served[name] / pace[name] for name in pace}
-    least_s = _least_s(list(run_s.values()), search.objective, search.confirm)
+    least_s = _least_s(list(run_s.values()), search.objective, min(search.confirm, LEAST_FINALISTS))
     plan: dict[str, Any] = {
         "schema": "tunebatch.plan.v1",
         "strategies": search.strategies,

@@ -8,6 +8,16 @@ import sys
 import traceback
 
 OK, INTERNAL, USAGE, NOT_COMPARABLE, INFEASIBLE, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 5, 6, 7, 130
+MEANINGS = {
+    OK: "an answer",
+    INTERNAL: "internal error",
+    USAGE: "wrong usage",
+    NOT_COMPARABLE: "results that cannot be compared",
+    INFEASIBLE: "nothing keeps the SLO, or fits",
+    ENVIRONMENT: "no valid result: other tokens, clocks that differ, a full disk, something missing",
+    INTERRUPTED: "interrupted",
+}
+_INVALID = {"TokenMismatchError"}  # by name: to import them would load torch
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -50,6 +60,8 @@ def _one_line(error: Exception) -> tuple[str, int]:
             f"the disk is full{place}; what was written before is intact: free some space, then repeat",
             ENVIRONMENT,
         )
+    if name in _INVALID:
+        return f"{text}; nothing was measured, as the results would not be of the same work", ENVIRONMENT
     if type(error).__module__.startswith("tunebatch."):
         return text, USAGE if isinstance(error, ValueError) else INTERNAL
     if isinstance(error, OSError):

@@ -11,7 +11,7 @@ import typer
 
 import tunebatch
 from tunebatch.cli import compare, doctor, plan, run, sweep
-from tunebatch.cli.errors import INTERRUPTED, OK, report_error
+from tunebatch.cli.errors import INTERRUPTED, MEANINGS, OK, report_error
 
 app = typer.Typer(
     name="tunebatch",
@@ -22,7 +22,10 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
+_EXIT_CODES = "; ".join(f"{code} {meaning}" for code, meaning in MEANINGS.items())
+
+
+@app.callback(invoke_without_command=True, epilog=f"Exit codes: {_EXIT_CODES}.")
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,

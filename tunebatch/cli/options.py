@@ -123,17 +123,11 @@ def overrides(
 ) -> dict[str, dict[str, Any]]:
     """The flags by section and key, as ``load_profile`` takes them."""
     return {
-        "model": {"name": model and _from_anywhere(model), "device": device},
+        "model": {"name": model, "device": device},
         "workload": {"name": workload, "trace_file": trace_file, "requests": requests, "seed": seed},
         "slo": slo_table(slo or []),
         "search": {"seed": seed, **(search or {})},
     }
-
-
-def _from_anywhere(model: str) -> str:
-    """A folder by its whole path, so that a sweep of it goes on from another working folder."""
-    folder = Path(model).expanduser()
-    return str(folder.resolve()) if model != "bundled" and folder.is_dir() else model
 
 
 def slo_table(texts: list[str]) -> dict[str, str]:

@@ -45,16 +45,21 @@ def run(
     from tunebatch.cli import output
     from tunebatch.cli.session import Session
     from tunebatch.cli.traffic import checked_spec
+    from tunebatch.engine.knobs import MAX_BATCH_SIZE
     from tunebatch.engine.plan import OutOfDeviceMemoryError
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import ResultError, to_json_dict, write_result
     from tunebatch.profile import load_profile
+    from tunebatch.report.conditions import conditions_line
+    from tunebatch.report.latencies import NOTE, latency_table
     from tunebatch.report.progress import Progress
     from tunebatch.report.rows import Row
     from tunebatch.report.screen import print_rows
     from tunebatch.report.why import hung_up_text
+    from tunebatch.tune.space import within_slots
 
-    chosen = make_strategy(strategy, options.knob_values(set_ or []))
+    knobs = options.knob_values(set_ or [])
+    chosen = make_strategy(strategy, knobs)
     options.check_rate(rate)
     asked = load_profile(
         profile,
@@ -70,7 +75,10 @@ def run(
     )
     if clock not in ("replay", "wall"):
         raise CliError(f"unknown clock {clock!r}; one of replay, wall")
-    options.check_slots(chosen, asked.device.max_slots)
+    slots = asked.device.max_slots
+    if MAX_BATCH_SIZE.name not in knobs:
+        chosen = within_slots(chosen, slots)
+    options.check_slots(chosen, slots)
     spec = checked_spec(asked)
     folder = output.results_folder("run", out)
     with Progress(output.stderr(), quiet or json) as progress:
@@ -79,6 +87,8 @@ def run(
         for line in session.describe():
             progress.note(line)
         progress.note(session.check_tokens([chosen]))
+        if chosen != make_strategy(strategy, knobs):
+            progress.note(f"max_batch_size {slots} instead of the default, as there are {slots} batch slots")
         output.make_folder(folder)
         progress.status(f"measuring {chosen.label}")
         try:
@@ -94,7 +104,14 @@ def run(
         output.print_json(to_json_dict(result))
     else:
         rows = [Row(result, result.metrics.request_throughput)]
-        print_rows(output.stdout(), rows, ascii_only=output.ascii_only(), quiet=quiet)
+        console = output.stdout()
+        print_rows(console, rows, ascii_only=output.ascii_only(), quiet=quiet)
+        if not quiet:
+            console.print()
+            console.print(latency_table(result.metrics))
+            console.print(NOTE, style="dim")
+            if result.conditions is not None:
+                console.print(conditions_line(result.conditions), soft_wrap=True)
         if (gone := hung_up_text(rows)) is not None:
             print(f"caution: {gone}")
     if unwritten is not None:

@@ -19,6 +19,8 @@ from tunebatch.cli.errors import (
     disk_is_full,
 )
 
+_MOST_REQUESTS = 200_000  # of one run: more are not drawn in any time
+
 if TYPE_CHECKING:
     from tunebatch.cli.session import Session
     from tunebatch.measure.result import RunResult
@@ -110,14 +112,22 @@ def sweep(
         seed=seed,
         search={"strategies": strategy or None, "objective": objective, "trials": trials, "time": time},
     )
-    call: dict[str, Any] = {"profile": profile, "flags": flags, "baseline": baseline, "start_rate": rate}
+    call: dict[str, Any] = {
+        "profile": profile,
+        "flags": flags,
+        "environment": sweep_folder.settings_of(os.environ),
+        "baseline": baseline,
+        "start_rate": rate,
+    }
     if resume is not None:
         call = sweep_folder.resumed(resume, call)
     call["profile"] = call["profile"] or "quickstart"
-    asked = load_profile(call["profile"], call["flags"])
+    asked = load_profile(call["profile"], call["flags"], call["environment"])
+    if Path(asked.model.name).is_dir():
+        call["flags"]["model"]["name"] = asked.model.name
     if asked.search.objective == "capacity" and not len(asked.slo):
         raise CliError("a capacity needs an SLO: give --slo 'p90_ttft<=500ms', or --objective throughput")
-    if _has_slo_of_other_traffic(asked, call["flags"]):
+    if _has_slo_of_other_traffic(asked, call):
         asked = dataclasses.replace(asked, slo=type(asked.slo)(()))
         if not (json or quiet):
             output.stderr().print(
@@ -170,16 +180,17 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
         session = _open(asked, spec)
         for line in session.describe():
             progress.note(line)
+        least_s = _least_duration_s(session)
+        start_rate = _start_rate(asked, call, spec, least_s)
         progress.note(session.check_tokens([make_strategy(name) for name in search.strategies]))
         output.make_folder(folder)
-        sweep_folder.keep_call(folder, call)
         outcome = run_sweep(
             session.measure,
             strategies=search.strategies,
             directory=folder,
             objective=search.objective,
-            start_rate=call["start_rate"] or asked.workload.rate_per_s,
-            least_s=_least_duration_s(session),
+            start_rate=start_rate,
+            least_s=least_s,
             max_trials=search.trials,
             max_time_s=search.time,
             seed=search.seed,
@@ -187,6 +198,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             confirm_top=search.confirm,
             max_slots=asked.device.max_slots,
             identity=_identity(session),
+            on_begin=lambda: sweep_folder.keep_call(folder, call),
             on_event=sweep_report.Watcher(progress, asked),
             write_winner=keep,
         )
@@ -210,6 +222,23 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     if outcome.interrupted:
         return INTERRUPTED
     return OK if outcome.winner is not None else INFEASIBLE
+
+
+def _start_rate(asked: Profile, call: dict[str, Any], spec: WorkloadSpec, least_s: float) -> float | None:
+    """Where the search begins, if the user said so.
+
+    Raises:
+        CliError: A run at it would take more requests than can be drawn.
+    """
+    rate: float | None = call["start_rate"] or asked.workload.rate_per_s
+    drawn = asked.search.objective == "capacity" and spec.trace_file is None
+    if rate is not None and drawn and rate * least_s > _MOST_REQUESTS:
+        said = "--start-rate" if call["start_rate"] else "[workload] rate_per_s ="
+        raise CliError(
+            f"{said} {rate:g}: requests have to arrive for {least_s:.3g} s, which would be "
+            f"{rate * least_s:.2g} of them; the highest rate to begin at is {_MOST_REQUESTS / least_s:.3g}"
+        )
+    return rate
 
 
 def _identity(session: Session) -> dict[str, Any]:
@@ -241,15 +270,16 @@ def _least_duration_s(session: Session) -> float:
     return max(least_duration_s(session.profile.slo, tokens), _BUILD_UPS * workload.build_up_s)
 
 
-def _has_slo_of_other_traffic(asked: Profile, flags: dict[str, Any]) -> bool:
+def _has_slo_of_other_traffic(asked: Profile, call: dict[str, Any]) -> bool:
     """The limits are a profile's, for traffic in whose place flags put one without arrivals: all but the
     first requests of that would wait too long by them."""
     from tunebatch.cli.traffic import workload_spec
 
+    flags = call["flags"]
     workload = flags.get("workload", {})
     if workload.get("name") is None and workload.get("trace_file") is None:
         return False
-    if flags.get("slo") or any(name.startswith("TUNEBATCH_SLO_") for name in os.environ):
+    if flags.get("slo") or any(name.startswith("TUNEBATCH_SLO_") for name in call["environment"]):
         return False
     if asked.search.objective != "throughput" or not len(asked.slo):
         return False
@@ -309,7 +339,8 @@ def _next(outcome: SweepOutcome, folder: Path, asked: Profile, call: dict[str, A
         command = "tunebatch sweep with a looser --slo, or fewer tokens per request"
     else:
         knobs = "".join(f" --set {name}={value:g}" for name, value in winner.knobs.items())
-        command = f"tunebatch run {winner.strategy}{knobs}{sweep_folder.same_question(call)}"
+        settings = sweep_folder.settings_elsewhere(call)
+        command = f"{settings}tunebatch run {winner.strategy}{knobs}{sweep_folder.same_question(call)}"
         if asked.search.objective == "capacity" and not unbounded(winner, outcome.binding, asked):
             command += f" --rate {mean_capacity(winner):.3g}"
     console.print(f"next: {command}", soft_wrap=True)

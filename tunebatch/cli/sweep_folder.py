@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tunebatch.cli.errors import CliError
 
 _FILE = "command.json"
+_TRACE_FILE = "TUNEBATCH_WORKLOAD_TRACE_FILE"
 _FLAGS = {
     ("model", "name"): "--model",
     ("model", "device"): "--device",
@@ -37,6 +40,7 @@ def resumed(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
         for section, keys in call["flags"].items():
             given = {key: value for key, value in keys.items() if value is not None}
             old["flags"].setdefault(section, {}).update(given)
+        old["environment"] = {**old.get("environment", {}), **call["environment"]}
         for key in ("baseline", "start_rate"):
             old[key] = call[key] if call[key] is not None else old[key]
         profile = str(old["profile"])
@@ -49,6 +53,28 @@ def resumed(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
             f"leave out --profile {given}, or begin another sweep with it"
         )
     return old
+
+
+def settings_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment's settings, which a sweep goes on with wherever it does; files by their whole paths."""
+    found = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith("TUNEBATCH_") and name != "TUNEBATCH_DEBUG"
+    }
+    trace = found.get(_TRACE_FILE)
+    if trace is not None and Path(trace).is_file():
+        found[_TRACE_FILE] = str(Path(trace).resolve())
+    return found
+
+
+def settings_elsewhere(call: dict[str, Any]) -> str:
+    """The settings that a command typed now would lack, as a shell takes them in front of it."""
+    return "".join(
+        f"{name}={shlex.quote(value)} "
+        for name, value in call["environment"].items()
+        if name not in os.environ
+    )
 
 
 def keep_call(folder: Path, call: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunebatch.cli.sweep_margin import is_recorded, margin_lines, margin_rate, unsure
 from tunebatch.engine.knobs import MAX_BATCH_SIZE
 from tunebatch.measure.limits import format_duration
 from tunebatch.measure.result import to_json_dict
@@ -78,11 +79,6 @@ def _short(trial: TrialFacts) -> str:
     return f"{trial.strategy}  {short_knobs(trial.knobs)}".rstrip()
 
 
-def is_recorded(asked: Profile) -> bool:
-    """The traffic is a trace with its own arrivals, which another seed leaves as they are."""
-    return asked.workload.trace_file is not None and asked.workload.arrivals in (None, "trace")
-
-
 def _found(trial: TrialFacts, asked: Profile) -> str:
     unit = _unit(asked)
     if trial.oom:
@@ -152,6 +148,7 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
         done = "repeated on the same trace" if is_recorded(asked) else "confirmed on a fresh seed"
         found.append(f"the winner was not {done}: give it more --time")
     if outcome.winner is not None:
+        found += unsure(outcome, asked)
         found += _on_the_edge(outcome.winner, asked)
     if (gone := hung_up_text(outcome_rows(outcome, asked))) is not None:
         found.append(gone)
@@ -262,6 +259,7 @@ def conclusions(outcome: SweepOutcome, asked: Profile) -> list[str]:
         because = "because" if miss.limit == HUNG_UP else "because of"
         who = f"{winner.strategy} takes no more {because}" if winner is not None else "nothing passes:"
         told.append(f"{who} {_missed(miss)}{why}")
+    told += margin_lines(outcome, asked)
     best = outcome.best_random
     if best is not None:
         found = f"random search found {number(mean_capacity(best))} {_unit(asked)} with {_short(best)}"
@@ -300,6 +298,7 @@ def outcome_json(outcome: SweepOutcome, asked: Profile) -> dict[str, Any]:
         "gain": outcome.gain,
         "gain_interval": list(outcome.gain_interval) if outcome.gain_interval else None,
         "random_gain": outcome.random_gain,
+        "margin_rate_per_s": margin_rate(outcome, asked),
         "binding": None if miss is None else miss.limit,
         "why": conclusions(outcome, asked),
         "caveats": caveats(outcome, asked),

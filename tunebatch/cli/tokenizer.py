@@ -73,5 +73,8 @@ def _from_transformers(model: str) -> Callable[[str], tuple[int, ...]]:
         from transformers import AutoTokenizer, logging
 
         logging.set_verbosity_error()
-        tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        from tunebatch.models.hub import hub_answers
+
+        at_hand = {} if Path(model).is_dir() else {"local_files_only": not hub_answers()}
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, **at_hand)
     return lambda text: tuple(tokenizer(text, verbose=False)["input_ids"])

@@ -94,14 +94,14 @@ def checked_spec(profile: Profile) -> WorkloadSpec:
 
 
 def needed_samples(profile: Profile) -> list[tuple[str, int]]:
-    """Requests that each limit's statistic needs; gaps between tokens are many per request."""
+    """Requests that each limit's statistic needs, of which each gives one sample at most."""
     from tunebatch.measure.limits import QUANTILES
     from tunebatch.measure.percentiles import samples_needed
 
     return [
         (limit.name, samples_needed(QUANTILES[limit.statistic]))
         for limit in profile.slo
-        if limit.statistic in QUANTILES and limit.metric != "itl"
+        if limit.statistic in QUANTILES
     ]
 
 

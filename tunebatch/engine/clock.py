@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 
 class Clock(Protocol):
-    """Seconds since the run began."""
+    """Seconds since the run began; ``name`` is for results."""
+
+    name: ClassVar[str]
 
     def now(self) -> float: ...
 
@@ -24,6 +26,8 @@ class Clock(Protocol):
 
 class WallClock:
     """Real time: sleeps through idle gaps, as a server does."""
+
+    name: ClassVar[str] = "wall"
 
     def __init__(self) -> None:
         self._start_ns = time.perf_counter_ns()
@@ -51,6 +55,8 @@ class ReplayClock:
         timer_ns: Monotonic nanoseconds; tests pass a scripted one.
     """
 
+    name: ClassVar[str] = "replay"
+
     def __init__(self, timer_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         self._timer_ns = timer_ns
         self._skew_ns = -timer_ns()
@@ -69,6 +75,8 @@ class ReplayClock:
 
 class VirtualClock:
     """Advances only by what the executor says; deterministic."""
+
+    name: ClassVar[str] = "virtual"
 
     def __init__(self) -> None:
         self._now_s = 0.0

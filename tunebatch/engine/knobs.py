@@ -15,6 +15,7 @@ class Knob:
     Attributes:
         integer: Values are whole numbers.
         unit: What one of it is, for people.
+        offline: A switch, 0 or 1, that only matters where all requests come at once.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Knob:
     default: float
     unit: str
     integer: bool = True
+    offline: bool = False
 
     def checked(self, value: Any) -> float | int:
         """The value as the policy takes it.
@@ -30,6 +32,10 @@ class Knob:
         Raises:
             ValueError: It is impossible; says the nearest possible one.
         """
+        if self.offline:
+            if value not in (0, 1):
+                raise ValueError(f"{self.name} = {value!r}: must be 0 or 1 ({self.unit})")
+            return int(value)
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"{self.name} = {value!r}: must be a finite number ({self.unit})")
         number = float(value)
@@ -44,6 +50,7 @@ class Knob:
 
 MAX_BATCH_SIZE = Knob("max_batch_size", 1, 64, 32, "sequences")
 MAX_BATCHED_TOKENS = Knob("max_batched_tokens", 128, 4096, 2048, "prompt tokens per step")
+SORT_BY_LENGTH = Knob("sort_by_length", 0, 1, 0, "1: batches of alike lengths", offline=True)
 MAX_DELAY = Knob("max_delay_s", 0.001, 2.0, 0.05, "seconds", integer=False)
 CHUNK_SIZE = Knob("chunk_size", 32, 8192, 256, "prompt tokens per chunk")
 STEP_TOKENS = Knob("chunk_size", 32, 8192, 512, "tokens per step")

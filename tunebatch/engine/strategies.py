@@ -14,6 +14,7 @@ from tunebatch.engine.knobs import (
     MAX_BATCHED_TOKENS,
     MAX_DELAY,
     MAX_PARTIAL_PREFILLS,
+    SORT_BY_LENGTH,
     STEP_TOKENS,
     Knob,
 )
@@ -37,7 +38,9 @@ class StrategyKind:
 
 STRATEGIES: dict[str, StrategyKind] = {
     "sequential": StrategyKind(Sequential, (), "one request at a time"),
-    "static": StrategyKind(Static, (MAX_BATCH_SIZE, MAX_BATCHED_TOKENS), "full batches, run to the end"),
+    "static": StrategyKind(
+        Static, (MAX_BATCH_SIZE, MAX_BATCHED_TOKENS, SORT_BY_LENGTH), "full batches, run to the end"
+    ),
     "dynamic": StrategyKind(
         Dynamic, (MAX_BATCH_SIZE, MAX_DELAY, MAX_BATCHED_TOKENS), "batches that start after a delay"
     ),
@@ -90,8 +93,10 @@ class Strategy:
 
     @property
     def label(self) -> str:
-        """``continuous, max_batch_size 32, ...``"""
-        return ", ".join([self.name, *(f"{name} {value:g}" for name, value in self.knobs)])
+        """``continuous, max_batch_size 32, ...``, without what is switched off."""
+        off = {SORT_BY_LENGTH.name: 0}
+        told = [f"{name} {value:g}" for name, value in self.knobs if off.get(name) != value]
+        return ", ".join([self.name, *told])
 
 
 def strategy(name: str, knobs: Mapping[str, Any] | None = None) -> Strategy:

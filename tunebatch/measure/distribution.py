@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunebatch.measure.limits import QUANTILES, StatisticName
-from tunebatch.measure.percentiles import FloatArray, percentile_of_sorted, samples_needed
+from tunebatch.measure.percentiles import (
+    FloatArray,
+    percentile_interval,
+    percentile_of_sorted,
+    samples_needed,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +21,15 @@ class Percentile:
 
     Attributes:
         value_s: Seconds, or None when ``count`` is below ``needed``.
+        count: Samples that count as independent.
+        lower_s: Bounds of a 95 % interval, see ``percentile_interval``; None without evidence for one.
     """
 
     value_s: float | None
     count: int
     needed: int
+    lower_s: float | None = None
+    upper_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +66,24 @@ class Distribution:
                 return self.p99
 
 
-def distribution(values: FloatArray) -> Distribution:
-    """Summarises values in seconds, in any order."""
+def distribution(values: FloatArray, clusters: int | None = None) -> Distribution:
+    """Summarises values in seconds, in time order.
+
+    Args:
+        clusters: Groups of values that were made together, where they were. These are then the evidence for
+            a percentile: at worst the values of a group are all alike and say no more than one of them
+            (L. Kish, *Survey Sampling*, 1965, chapter 5: a design effect as large as the group).
+    """
     count = values.size
+    independent = count if clusters is None else clusters
     ordered = np.sort(values)
 
     def at(name: StatisticName) -> Percentile:
         needed = samples_needed(QUANTILES[name])
-        value = percentile_of_sorted(ordered, QUANTILES[name]) if count >= needed else None
-        return Percentile(value, count, needed)
+        if independent < needed:
+            return Percentile(None, independent, needed)
+        bounds = percentile_interval(values, QUANTILES[name], independent) or (None, None)
+        return Percentile(percentile_of_sorted(ordered, QUANTILES[name]), independent, needed, *bounds)
 
     return Distribution(
         count=count,

@@ -154,7 +154,7 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
         request_goodput=None if slo is None else rate(int((done & times.keeps(slo)).sum())),
         ttft=distribution(times.ttft[times.served]),
         tpot=distribution(times.tpot[(completed | cancelled) & (times.counts >= 2)]),
-        itl=distribution(times.gaps()),
+        itl=distribution(times.gaps(), clusters=int((times.counts >= 2).sum())),
         e2e=distribution(times.e2e[done]),
         bubble=steps.bubble,
         mean_batch=steps.mean_batch,

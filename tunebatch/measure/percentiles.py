@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 
+_BATCHES = 10  # of a run: as few as serve well, so that each is long beside what a queue remembers
+
 
 def percentile(values: ArrayLike, q: float) -> float:
     """The value at quantile ``q`` (0 to 1), interpolated linearly between order statistics.
@@ -68,31 +70,37 @@ def samples_needed(q: float, confidence: float = 0.99) -> int:
     return high
 
 
-def interval(values: ArrayLike, q: float, confidence: float = 0.99) -> tuple[float, float] | None:
-    """Two-sided, distribution-free bounds of the true quantile ``q``, or None with too few values.
+def percentile_interval(
+    series: ArrayLike, q: float, independent: int | None = None, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Bounds of the true quantile ``q`` of correlated values, given in time order.
 
-    Order statistics with equal tails (David and Nagaraja, *Order Statistics*, section 7.1). The
-    values must be independent: right for runs, and for requests only where none waits for another.
+    Whether a value is at most the estimate is a 0 or 1 whose mean is ``q``: batch means of these tell how far
+    that share may be off, and the sorted values at both ends of the share's interval are the bounds (the
+    indirect method: A. Seila, "A batching approach to quantile estimation in regenerative simulations",
+    Management Science 28 (1982); P. Heidelberger and P. Lewis, "Quantile estimation in dependent sequences",
+    Operations Research 32 (1984)). Batches can agree by luck, so the share is never taken to be surer than
+    that many independent values would make it.
+
+    Args:
+        independent: Values that may count as such; by default all.
+
+    Returns:
+        None with fewer than two values a batch, or where the share's interval reaches past the values.
     """
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    n = ordered.size
-    if n == 0 or not 0.0 < q < 1.0:
+    values = np.asarray(series, dtype=np.float64)
+    count = values.size if independent is None else independent
+    if count < 2 * _BATCHES:
         return None
-    tail = (1.0 - confidence) / 2.0
-    mass = _binomial(n, q)
-    lower_rank = int(np.searchsorted(np.cumsum(mass), tail, side="right"))
-    upper_rank = n + 1 - int(np.searchsorted(np.cumsum(mass[::-1]), tail, side="right"))
-    if lower_rank < 1 or upper_rank > n:
+    ordered = np.sort(values)
+    shares = batch_means(values <= percentile_of_sorted(ordered, q), _BATCHES, confidence)
+    if shares is None:
         return None
-    return float(ordered[lower_rank - 1]), float(ordered[upper_rank - 1])
-
-
-def _binomial(n: int, p: float) -> FloatArray:
-    """Probabilities of 0 to n successes; logarithms, so that large n do not underflow."""
-    log_factorial = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1, dtype=np.float64)))))
-    k = np.arange(n + 1, dtype=np.float64)
-    log_choose = log_factorial[n] - log_factorial - log_factorial[::-1]
-    return np.asarray(np.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p)), dtype=np.float64)
+    error = max(shares.std_error, math.sqrt(q * (1.0 - q) / count))
+    half = _t_quantile(0.5 + confidence / 2.0, _BATCHES - 1) * error
+    if q - half < 0.0 or q + half > 1.0:
+        return None
+    return percentile_of_sorted(ordered, q - half), percentile_of_sorted(ordered, q + half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,28 +138,15 @@ def batch_means(values: ArrayLike, num_batches: int = 20, confidence: float = 0.
     return _t_interval(means, confidence)
 
 
-def combine_repeats(repeats: Sequence[Estimate | float], confidence: float = 0.95) -> Estimate | None:
-    """One interval from several runs of the same configuration.
+def combine_repeats(repeats: Sequence[float], confidence: float = 0.95) -> Estimate | None:
+    """One interval from several runs of the same configuration; None with fewer than two.
 
     The run is the unit: the spread between runs already holds what varies within one (method of
-    replications; Law, *Simulation Modeling and Analysis*, chapter 9). Two or three runs can agree
-    by luck, so the interval is never narrower than the runs' own batch means allow. A single run
-    keeps its own interval; None when nothing at all says how far it may be off.
+    replications; Law, *Simulation Modeling and Analysis*, chapter 9).
     """
-    if not repeats:
+    if len(repeats) < 2:
         return None
-    within = [repeat for repeat in repeats if isinstance(repeat, Estimate)]
-    if len(repeats) == 1:
-        return within[0] if within else None
-    means = np.array([r.mean if isinstance(r, Estimate) else r for r in repeats], dtype=np.float64)
-    between = _t_interval(means, confidence)
-    if len(within) < len(repeats):
-        return between
-    half_widths = np.array([(estimate.upper - estimate.lower) / 2.0 for estimate in within])
-    half = max((between.upper - between.lower) / 2.0, float(np.sqrt((half_widths**2).sum())) / len(within))
-    own_error = math.sqrt(sum(estimate.std_error**2 for estimate in within)) / len(within)
-    error = max(between.std_error, own_error)
-    return Estimate(between.mean, between.mean - half, between.mean + half, error, len(repeats))
+    return _t_interval(np.asarray(repeats, dtype=np.float64), confidence)
 
 
 def _t_interval(means: FloatArray, confidence: float) -> Estimate:

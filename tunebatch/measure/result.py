@@ -17,6 +17,7 @@ import numpy as np
 from tunebatch.engine.records import STEP_COLUMNS, RequestRecord, RunRecord, StepLog
 from tunebatch.measure import latency
 from tunebatch.measure.atomic import write_all
+from tunebatch.measure.conditions import Conditions
 from tunebatch.measure.metrics import Metrics, to_vllm_keys
 from tunebatch.measure.slo import SloVerdict
 
@@ -51,6 +52,7 @@ class RunResult:
         workload: description, fingerprint, num_requests, rate_per_s, seed, notes.
         model: At least its name.
         slo: Limits as text, see ``slo.parse_slo``.
+        conditions: None on a result of a version that did not tell them.
         verdict: None without an SLO.
         record: The raw records; None on a result that was read back.
     """
@@ -63,6 +65,7 @@ class RunResult:
     slo: list[str]
     metrics: Metrics
     verdict: SloVerdict | None = None
+    conditions: Conditions | None = None
     record: RunRecord | None = None
     schema: str = SCHEMA
 
@@ -79,6 +82,7 @@ class _Stored:
     slo: list[str]
     metrics: Metrics
     verdict: SloVerdict | None = None
+    conditions: Conditions | None = None
 
 
 _STORED = tuple(field.name for field in dataclasses.fields(_Stored))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from tunebatch.engine.knobs import SORT_BY_LENGTH
 from tunebatch.measure.limits import MetricName, Slo, StatisticName, parse_slo
 from tunebatch.measure.result import RunResult
 
@@ -47,7 +48,9 @@ class Row:
 
 def knobs_text(knobs: Mapping[str, object]) -> str:
     """``max_batch_size 48, max_delay_s 0.05``"""
-    return ", ".join(f"{name} {_knob(value)}" for name, value in knobs.items())
+    return ", ".join(
+        f"{name} {_knob(value)}" for name, value in knobs.items() if name != SORT_BY_LENGTH.name or value
+    )
 
 
 def short_knobs(knobs: Mapping[str, object]) -> str:
@@ -64,6 +67,8 @@ def short_knobs(knobs: Mapping[str, object]) -> str:
             words.append(f"partial {value}")
         elif name == "max_delay_s" and isinstance(value, int | float):
             words.append(f"wait {short_duration(value)}")
+        elif name == SORT_BY_LENGTH.name:
+            words += ["sorted"] if value else []
         else:
             words.append(f"{name} {_knob(value)}")
     return ", ".join(words)
@@ -110,6 +115,11 @@ def duration(seconds: float | None) -> str:
     if seconds >= 1.0:
         return f"{number(seconds)} s"
     return f"{number(seconds * 1e3)} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
+
+
+def lacking(count: int, needed: int) -> str:
+    """``n/a (64 of 662)``: a percentile that so many samples do not tell."""
+    return f"n/a ({count:,} of {needed:,})"
 
 
 def short_duration(seconds: float) -> str:

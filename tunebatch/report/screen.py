@@ -36,7 +36,7 @@ def print_rows(
         console.print()
     console.print(strategy_table(rows, rate_name, marked=ordered))
     if any(row.unconfirmed for row in rows):
-        console.print(Text("* on the seed of the search only", style="dim"))
+        console.print(Text("* measured in the search only, not again", style="dim"))
     if quiet:
         return
     width = min(100, max(20, console.width - 6))

@@ -11,6 +11,7 @@ from tunebatch.report.rows import (
     Row,
     baseline,
     duration,
+    lacking,
     number,
     percent,
     ratio_to,
@@ -42,13 +43,13 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool =
     for index, row in enumerate(rows):
         metrics = row.result.metrics
         ratio = ratio_to(row, base)
-        told = [_observed_s(row, metric, statistics[metric]) for metric in _LATENCIES]
+        told = [_observed(row, metric, statistics[metric]) for metric in _LATENCIES]
         table.add_row(
             row.name,
             short_knobs(row.result.knobs) or "-",
             _rate(row),
             "-" if ratio is None else f"{ratio:.2f}x",
-            *(duration(observed_s) for observed_s in told),
+            *told,
             number(metrics.output_throughput),
             number(metrics.mean_batch),
             percent(metrics.bubble),
@@ -65,10 +66,13 @@ def _rate(row: Row) -> str:
     return number(row.rate_per_s) + ("*" if row.unconfirmed else "")
 
 
-def _observed_s(row: Row, metric: MetricName, statistic: StatisticName) -> float | None:
-    """As it was judged: None where the run was stopped because it could only exceed the limit, though those
+def _observed(row: Row, metric: MetricName, statistic: StatisticName) -> str:
+    """As it was judged: a dash where the run was stopped because it could only exceed the limit, though those
     who were served by then may all have kept it."""
     for judged in row.result.verdict.limits if row.result.verdict is not None else ():
         if (judged.limit.metric, judged.limit.statistic) == (metric, statistic):
-            return judged.observed_s
-    return row.result.metrics.distribution(metric).statistic(statistic).value_s
+            if judged.status == "not enough evidence":
+                return lacking(judged.count, judged.needed)
+            return duration(judged.observed_s)
+    found = row.result.metrics.distribution(metric).statistic(statistic)
+    return lacking(found.count, found.needed) if found.value_s is None else duration(found.value_s)

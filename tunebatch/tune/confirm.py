@@ -10,11 +10,21 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from tunebatch.measure.percentiles import combine_repeats
 from tunebatch.measure.result import RunResult
 from tunebatch.tune.facts import Miss, TrialFacts
 
-__all__ = ["Confirmation", "best_of_each", "finalists", "gain_over", "mean_capacity"]
+__all__ = [
+    "LEAST_FINALISTS",
+    "Confirmation",
+    "affordable",
+    "best_of_each",
+    "finalists",
+    "gain_over",
+    "mean_capacity",
+]
 
+LEAST_FINALISTS = 2
 _CONFIDENCE = 0.90
 _LUCK = 1.25  # who is further behind does not come first on another seed
 
@@ -58,6 +68,25 @@ def finalists(facts: Sequence[TrialFacts], top: int) -> list[TrialFacts]:
     return chosen
 
 
+def affordable(top: int, others: int, repeats: int, took_s: float, left_s: float) -> int:
+    """How many finalists there is time for.
+
+    Args:
+        top: As many as were asked for.
+        others: Configurations to be measured on one seed beside them.
+        repeats: Fresh seeds for each.
+        took_s: Of the first finalist on the first seed, which is done.
+        left_s: Until the time is up; may be infinite.
+
+    Returns:
+        From two, without whom there is nothing to choose, to ``top``.
+    """
+    if not math.isfinite(left_s) or took_s <= 0.0:
+        return top
+    measured = 1 + (left_s / took_s - others)
+    return max(min(LEAST_FINALISTS, top), min(top, int(measured / repeats)))
+
+
 def best_of_each(facts: Sequence[TrialFacts]) -> list[TrialFacts]:
     """The best trial of each strategy, the best strategy first; without a capacity, the most promising."""
     first: dict[str, TrialFacts] = {}
@@ -95,14 +124,8 @@ def gain_over(
     if top <= 0.0 or bottom <= 0.0:
         return None, None
     pairs = list(zip(winner.confirmed, base.confirmed, strict=False))
-    if len(pairs) < 2:
+    told = combine_repeats([math.log(one / other) for one, other in pairs], _CONFIDENCE)
+    if told is None:
         return top / bottom, None
-    from scipy import stats
-
-    logs = [math.log(one / other) for one, other in pairs]
-    n = len(logs)
-    mean = sum(logs) / n
-    spread = math.sqrt(sum((value - mean) ** 2 for value in logs) / (n - 1))
-    half = float(stats.t.ppf(0.5 + _CONFIDENCE / 2.0, n - 1)) * spread / math.sqrt(n)
-    half = max(half, resolution)
-    return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))
+    half = max(told.upper - told.mean, resolution)
+    return math.exp(told.mean), (math.exp(told.mean - half), math.exp(told.mean + half))

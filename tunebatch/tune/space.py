@@ -36,18 +36,19 @@ class Space:
     Args:
         max_slots: Batch slots of the executor, which are the most that a batch limit can mean; None: as
             many as the knob asks for.
+        offline: All requests come at once, so that knobs that matter only there are searched too.
 
     Raises:
         StrategyError: An unknown strategy.
         ValueError: No strategy at all.
     """
 
-    def __init__(self, names: Sequence[str], max_slots: int | None = None) -> None:
+    def __init__(self, names: Sequence[str], max_slots: int | None = None, *, offline: bool = False) -> None:
         self.names = tuple(dict.fromkeys(canonical(name) for name in names))
         if not self.names:
             raise ValueError("a search needs at least one strategy")
         self._max_slots = max_slots
-        self._knobs = {name: _knobs_of(name, max_slots) for name in self.names}
+        self._knobs = {name: _knobs_of(name, max_slots, offline) for name in self.names}
         self._ranges: dict[str, tuple[float, float]] = {}
         for knobs in self._knobs.values():
             for knob in knobs:
@@ -120,8 +121,8 @@ def within_slots(chosen: Strategy, max_slots: int | None) -> Strategy:
     return strategy(chosen.name, {**knobs, MAX_BATCH_SIZE.name: max_slots})
 
 
-def _knobs_of(name: str, max_slots: int | None) -> tuple[Knob, ...]:
-    knobs = knobs_of(name)
+def _knobs_of(name: str, max_slots: int | None, offline: bool) -> tuple[Knob, ...]:
+    knobs = tuple(knob for knob in knobs_of(name) if offline or not knob.offline)
     if max_slots is None:
         return knobs
     return tuple(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebatch.measure.result import RunResult
-from tunebatch.tune.confirm import best_of_each, finalists, gain_over, mean_capacity
+from tunebatch.tune.confirm import affordable, best_of_each, finalists, gain_over, mean_capacity
 from tunebatch.tune.facts import MeasureFn, Objective, SweepEvent, SweepOutcome, TableRow, TrialFacts
 from tunebatch.tune.sweep import Settings, Sweep
 from tunebatch.tune.trial import miss_of
@@ -33,11 +33,12 @@ def run_sweep(
     max_time_s: float | None = None,
     seed: int = 0,
     baseline_random: bool = False,
-    confirm_top: int = 3,
+    confirm_top: int = 5,
     confirm_repeats: int = 2,
     tolerance: float = 0.05,
     max_slots: int | None = None,
     identity: Mapping[str, Any] | None = None,
+    on_begin: Callable[[], None] = lambda: None,
     on_event: Callable[[SweepEvent], None] = lambda event: None,
     write_winner: Callable[[RunResult], None] | None = None,
 ) -> SweepOutcome:
@@ -58,11 +59,13 @@ def run_sweep(
             baseline has as many again.
         max_time_s: Seconds for this session, confirmation included. No run is begun that would not end in
             time, going by the strategy's longest so far.
-        confirm_top: How many of the best can win; the best of every strategy is measured on one fresh seed.
+        confirm_top: How many of the best can win, as far as the time allows; the best of every strategy is
+            measured on one fresh seed.
         confirm_repeats: Fresh seeds for those that can win; up to 5 while the time lasts, if it is limited.
         tolerance: How closely a capacity is confirmed, as a share.
         max_slots: Batch slots of the executor: no larger batch limit is tried, nor reported.
         identity: What else must not change between sessions, in JSON types.
+        on_begin: Called once the directory is known to hold this sweep or none, before anything is measured.
         write_winner: Given the winner's run; with its records if this session measured it.
 
     Raises:
@@ -97,6 +100,7 @@ def run_sweep(
     )
     with only_writer(directory):
         sweep = Sweep(measure, directory, settings, on_event)
+        on_begin()
         interrupted = False
         try:
             sweep.glimpse()
@@ -116,6 +120,12 @@ def _confirm(sweep: Sweep, top: int, repeats: int) -> None:
     rest = [*best_of_each(left), *best_of_each(sweep.random_facts)[:1]]
     for _ in range(_FALLBACKS):
         chosen = finalists(left, top)
+        began = time.monotonic()
+        if not sweep.confirm(chosen[:1], 0, end):
+            return
+        now = time.monotonic()
+        others = sum(trial not in chosen for trial in rest)
+        chosen = finalists(left, affordable(top, others, repeats, now - began, end - now))
         if not sweep.confirm(chosen, 0, end):
             return
         if any(mean_capacity(sweep.with_confirmation(trial)) > 0.0 for trial in chosen):

@@ -82,7 +82,8 @@ class Sweep:
     ) -> None:
         self.settings = settings
         self._on_event = on_event
-        self._space = Space(settings.strategies, settings.max_slots)
+        at_once = settings.objective == "throughput" and settings.start_rate is None
+        self._space = Space(settings.strategies, settings.max_slots, offline=at_once)
         fixed: dict[str, object] = {
             "strategies": list(settings.strategies),
             "objective": settings.objective,

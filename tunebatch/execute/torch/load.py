@@ -17,6 +17,7 @@ from tunebatch.execute.torch.attention import choose_backend
 from tunebatch.execute.torch.attention.base import attention_forward
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
+from tunebatch.models.hub import hub_answers, silence_told
 from tunebatch.models.unservable import why_unservable
 
 ATTENTION_NAME = "tunebatch"
@@ -58,9 +59,10 @@ def load_executor(
         raise ModelError(f"unknown dtype {dtype!r}; one of auto, {', '.join(DTYPES)}")
     torch_dtype = DTYPES.get(dtype, torch.float32 if on == "cpu" else "auto")
     path, shown = _locate(model)
-    config = _config(path, shown)
+    silent_hub = not Path(path).is_dir() and not hub_answers()
+    config = _config(path, shown, silent_hub)
     refuse_unservable(config, shown)
-    network = _network(path, shown, torch_dtype).to(on).eval()
+    network = _network(path, shown, torch_dtype, silent_hub).to(on).eval()
     return serve(
         network,
         name=shown,
@@ -191,27 +193,32 @@ def _locate(model: str) -> tuple[str, str]:
     return model, model
 
 
-def _config(path: str, name: str) -> Any:
+def _config(path: str, name: str, silent_hub: bool) -> Any:
     from transformers import AutoConfig
 
-    with _one_line(name):
-        return AutoConfig.from_pretrained(path)
+    with _one_line(name, silent_hub):
+        return AutoConfig.from_pretrained(path, local_files_only=silent_hub)
 
 
-def _network(path: str, name: str, dtype: Any) -> Any:
+def _network(path: str, name: str, dtype: Any, silent_hub: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with _one_line(name):
+    with _one_line(name, silent_hub):
         return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, attn_implementation="eager"
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation="eager",
+            local_files_only=silent_hub,
         )
 
 
 class _one_line(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a statement
     """Turn what transformers says about a model it cannot load into one line."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, silent_hub: bool) -> None:
         self._name = name
+        self._silent_hub = silent_hub
         self._silence = contextlib.redirect_stderr(io.StringIO())
 
     def __enter__(self) -> None:
@@ -224,6 +231,8 @@ class _one_line(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads 
         self._silence.__exit__(kind, error, trace)
         # Not only OSError: safetensors, tokenizers and model code each raise classes of their own.
         if isinstance(error, Exception):
+            if self._silent_hub:
+                raise ModelError(silence_told(self._name)) from error
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"{self._name}: cannot be loaded: {first}") from error
 

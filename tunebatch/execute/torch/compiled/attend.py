@@ -56,7 +56,8 @@ def attend_kernel(dtype: torch.dtype, dim: int, value_dim: int, group: int, bloc
     element = ELEMENTS[dtype]
     tile = tile_tokens(group)
     attend_tile = _attend(element, dim, value_dim, group, block_size, tile)
-    attend_one = _attend(element, dim, value_dim, group, block_size, 1)
+    # A second copy of the same would take as long to compile as the first.
+    attend_one = attend_tile if tile == 1 else _attend(element, dim, value_dim, group, block_size, 1)
     write = written(element, dim, value_dim, block_size)
     scratch_bytes = 4 * scratch_floats(dim, value_dim, group, block_size)
     few = max(tile // 2, 1)  # a tile computes as many as it can hold

@@ -1,0 +1,99 @@
+"""A sweep goes on as it was begun: in its own folder, with its own settings, from anywhere."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_fake import FakeExecutor
+
+QUICK = ["--objective", "throughput", "--slo", "p90_ttft<=1min", "--trials", "2"]
+
+
+def kept(folder: str) -> Any:
+    return json.loads(Path(folder, "command.json").read_text())
+
+
+def test_a_refused_resume_leaves_the_call_as_it_was(tunebatch: Any) -> None:
+    assert tunebatch("sweep", "-p", "smoke", *QUICK, "-o", "here").code == 0
+    before = Path("here/command.json").read_bytes()
+    for changed in (["--seed", "9"], ["--slo", "p90_ttft<=2min"], ["--strategy", "sequential"]):
+        done = tunebatch("sweep", "--resume", "here", *changed)
+        assert done.code == 2 and "here holds a sweep with " in done.err
+        assert Path("here/command.json").read_bytes() == before
+    assert tunebatch("sweep", "--resume", "here", "--trials", "3").code == 0
+    assert kept("here")["flags"]["search"]["trials"] == 3
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_model_that_a_profile_names_is_found_from_anywhere(
+    tunebatch: Any, fake_model: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, beside: bool
+) -> None:
+    loader = sys.modules["tunebatch.execute.torch.load"]  # the fake one
+    monkeypatch.setattr(loader, "load_executor", _that_takes_any(fake_model))
+    for folder in ("profiles", "elsewhere", "profiles/model" if beside else "model"):
+        Path(folder).mkdir()
+    Path("profiles/mine.toml").write_text(
+        '[model]\nname = "model"\n[workload]\nname = "quickstart"\n[search]\nstrategies = ["static"]\n'
+    )
+    done = tunebatch("sweep", "-p", "profiles/mine.toml", *QUICK, "-o", "here")
+    assert done.code == 0, done.err
+    monkeypatch.chdir("elsewhere")
+    assert tunebatch("sweep", "--resume", "../here").code == 0
+    assert set(fake_model) == {
+        f"load {tmp_path.resolve() / ('profiles/model' if beside else 'model')}",
+        "same tokens",
+    }
+
+
+def _that_takes_any(calls: list[str]) -> Any:
+    def load(model: str, **_: Any) -> FakeExecutor:
+        calls.append(f"load {model}")
+        return FakeExecutor()
+
+    return load
+
+
+def test_settings_of_the_environment_are_kept_and_given_anew(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNEBATCH_DEVICE_MAX_SLOTS", "4")
+    monkeypatch.setenv("TUNEBATCH_DEBUG", "")
+    first = tunebatch("sweep", "-p", "smoke", *QUICK, "-o", "here")
+    assert first.code == 0, first.err
+    assert kept("here")["environment"] == {"TUNEBATCH_DEVICE_MAX_SLOTS": "4"}
+    assert "next: tunebatch run" in first.err
+    monkeypatch.delenv("TUNEBATCH_DEVICE_MAX_SLOTS")
+    again = tunebatch("sweep", "--resume", "here")
+    assert again.code == 0, again.err
+    (line,) = [line for line in again.err.splitlines() if line.startswith("next: ")]
+    settings, command, *_ = shlex.split(line.removeprefix("next: "))
+    assert (settings, command) == ("TUNEBATCH_DEVICE_MAX_SLOTS=4", "tunebatch")
+    monkeypatch.setenv("TUNEBATCH_SEARCH_TRIALS", "3")
+    assert tunebatch("sweep", "--resume", "here").code == 0
+    assert kept("here")["environment"].keys() == {"TUNEBATCH_DEVICE_MAX_SLOTS", "TUNEBATCH_SEARCH_TRIALS"}
+    monkeypatch.setenv("TUNEBATCH_DEVICE_MAX_SLOTS", "8")
+    assert "max_slots = 4, not 8" in tunebatch("sweep", "--resume", "here").err
+
+
+def test_a_sweep_of_an_older_version_goes_on(tunebatch: Any) -> None:
+    assert tunebatch("sweep", "-p", "smoke", *QUICK, "-o", "here").code == 0
+    old = kept("here")
+    del old["environment"]
+    Path("here/command.json").write_text(json.dumps(old))
+    assert tunebatch("sweep", "--resume", "here").code == 0
+
+
+def test_a_run_has_as_many_places_as_there_are_slots(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEBATCH_DEVICE_MAX_SLOTS", "8")
+    done = tunebatch("run", "static", "-o", "here")
+    assert done.code == 0, done.err
+    assert "max_batch_size 8 instead of the default, as there are 8 batch slots" in done.err
+    assert json.loads(Path("here/result.json").read_text())["tunebatch"]["knobs"]["max_batch_size"] == 8
+    done = tunebatch("run", "static", "--set", "max_batch_size=9", "-o", "there")
+    assert done.code == 2 and "there are 8 batch slots" in done.err
+    assert "instead" not in tunebatch("run", "static", "--set", "max_batch_size=8", "-o", "there").err

@@ -1,0 +1,46 @@
+"""Under which conditions a run was measured, without which its numbers mean little."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tunebatch.engine.records import RunRecord
+from tunebatch.measure.metrics import Metrics
+
+WINDOW = "first arrival to last token"
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a reader of the numbers has to know.
+
+    Attributes:
+        clock: ``replay``, ``wall`` or ``virtual``, see ``engine.clock``.
+        warmup: What was left out as warm-up. Nothing is: kernels are compiled and the model has run before
+            the clock starts, and how a server begins counts.
+        window: What rates are over; ``window_s`` long.
+        seed: Of arrivals, lengths and prompts.
+        hit_rate: Prompt tokens that were found in the prefix cache, as a share of those of all requests that
+            got a token; None without a prefix cache.
+    """
+
+    clock: str
+    window_s: float
+    seed: int
+    hit_rate: float | None
+    warmup: Literal["none"] = "none"
+    window: str = WINDOW
+
+
+def conditions(record: RunRecord, metrics: Metrics, clock: str, seed: int) -> Conditions:
+    """The conditions of a run that has ended."""
+    return Conditions(clock, metrics.duration_s, seed, _hit_rate(record))
+
+
+def _hit_rate(record: RunRecord) -> float | None:
+    served = [request for request in record.requests if request.token_times_s]
+    prompts = sum(request.num_prompt_tokens for request in served)
+    if not (record.prefix_caching and prompts):
+        return None
+    return sum(request.num_cached_tokens for request in served) / prompts
