@@ -100,6 +100,7 @@ class Engine:
         self._clock.step_took(output.duration_s)
         end = self._clock.now()
         self._log_step(decision, now, end, num_decodes, context_sum, waiting)
+        self._log_slices(decision, output)
         self._commit(decision, output, end)
         self._tell_ended(end)
         return True
@@ -152,6 +153,9 @@ class Engine:
         for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
             sequence = piece.sequence
             sequence.num_computed = piece.start + piece.num_tokens
+            if 0 < sequence.num_lost <= sequence.num_computed:
+                sequence.num_lost = 0
+                sequence.record.recomputed_at_s.append(now)
             if piece.sample:
                 self._commit_sample(sequence, tokens, now)
 
@@ -203,8 +207,6 @@ class Engine:
         log, queues = self._log, self.queues
         log.start_s.append(start)
         log.duration_s.append(end - start)
-        log.num_prefills.append(len(plan.slices))
-        log.num_prefill_tokens.append(plan.num_slice_tokens)
         log.num_decodes.append(num_decodes)
         log.context_sum.append(context_sum)
         log.slots_active.append(len(plan.slices) + num_decodes)
@@ -212,4 +214,20 @@ class Engine:
         log.blocks_used.append(queues.kv.num_used)
         log.num_waiting.append(waiting)
         log.num_preempted.append(plan.num_preempted)
-        log.slices.append(tuple((p.sequence.id, p.sequence.slot, p.start, p.num_tokens) for p in plan.slices))
+
+    def _log_slices(self, plan: StepPlan, output: StepOutput) -> None:
+        log = self._log
+        prefills, verifications = [], []
+        for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
+            sequence, drafted = piece.sequence, len(piece.draft_tokens)
+            if drafted:
+                # One token more is sampled than drafts are accepted.
+                verifications.append((sequence.id, sequence.slot, drafted, drafted + 1 - len(tokens)))
+            else:
+                prefills.append((sequence.id, sequence.slot, piece.start, piece.num_tokens))
+        log.num_prefills.append(len(prefills))
+        log.num_prefill_tokens.append(sum(piece[3] for piece in prefills))
+        log.num_draft_tokens.append(sum(one[2] for one in verifications))
+        log.num_rejected.append(sum(one[3] for one in verifications))
+        log.slices.append(tuple(prefills))
+        log.verifications.append(tuple(verifications))
