@@ -48,7 +48,10 @@ def step(
     log.blocks_used.append(blocks)
     log.num_waiting.append(0)
     log.num_preempted.append(0)
+    log.num_draft_tokens.append(0)
+    log.num_rejected.append(0)
     log.slices.append(())
+    log.verifications.append(())
 
 
 @st.composite

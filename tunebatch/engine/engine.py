@@ -105,6 +105,7 @@ class Engine:
         self._clock.step_took(output.duration_s)
         end = self._clock.now()
         self._log_step(decision, now, end, context_sum, waiting)
+        self._log_slices(decision, output)
         self._commit(decision, output, end)
         if self._speculator is not None:
             self._tell_speculator(decision, output, end - now)
@@ -170,6 +171,9 @@ class Engine:
         for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
             sequence = piece.sequence
             sequence.num_computed = piece.start + piece.num_tokens
+            if 0 < sequence.num_lost <= sequence.num_computed:
+                sequence.num_lost = 0
+                sequence.record.recomputed_at_s.append(now)
             if piece.draft_tokens:
                 self._commit_verified(piece, tokens, now)
                 continue
@@ -245,14 +249,27 @@ class Engine:
         log, queues = self._log, self.queues
         log.start_s.append(start)
         log.duration_s.append(end - start)
-        verified = [piece for piece in plan.slices if piece.draft_tokens]
-        log.num_prefills.append(len(plan.slices) - len(verified))
-        log.num_prefill_tokens.append(plan.num_prefill_tokens)
-        log.num_decodes.append(plan.num_decodes + len(verified))
-        log.context_sum.append(context_sum + sum(piece.start + piece.num_tokens for piece in verified))
+        log.num_decodes.append(plan.num_decodes)
+        log.context_sum.append(context_sum)
         log.slots_active.append(len(plan.slices) + plan.num_decodes)
         log.slots_held.append(queues.num_held)
         log.blocks_used.append(queues.kv.num_used)
         log.num_waiting.append(waiting)
         log.num_preempted.append(plan.num_preempted)
-        log.slices.append(tuple((p.sequence.id, p.sequence.slot, p.start, p.num_tokens) for p in plan.slices))
+
+    def _log_slices(self, plan: StepPlan, output: StepOutput) -> None:
+        log = self._log
+        prefills, verifications = [], []
+        for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
+            sequence, drafted = piece.sequence, len(piece.draft_tokens)
+            if drafted:
+                # One token more is sampled than drafts are accepted.
+                verifications.append((sequence.id, sequence.slot, drafted, drafted + 1 - len(tokens)))
+            else:
+                prefills.append((sequence.id, sequence.slot, piece.start, piece.num_tokens))
+        log.num_prefills.append(len(prefills))
+        log.num_prefill_tokens.append(sum(piece[3] for piece in prefills))
+        log.num_draft_tokens.append(sum(one[2] for one in verifications))
+        log.num_rejected.append(sum(one[3] for one in verifications))
+        log.slices.append(tuple(prefills))
+        log.verifications.append(tuple(verifications))

@@ -340,8 +340,13 @@ class Queues:
         """Take everything from a sequence; what it had is computed again when it returns."""
         self._stop_running(sequence)
         self._free_slot(sequence, now, now)
+        record = sequence.record
+        if sequence.num_lost:
+            record.recomputed_at_s.append(now)
+        record.preempted_at_s.append(now)
+        sequence.num_lost = max(sequence.num_lost, sequence.num_computed)
         sequence.num_computed = 0
-        sequence.record.num_preemptions += 1
+        record.num_preemptions += 1
         sequence.status = Status.WAITING
         self.waiting[sequence.id] = sequence
         self.waiting.move_to_end(sequence.id, last=False)

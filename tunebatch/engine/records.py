@@ -22,7 +22,8 @@ class RequestRecord:
 
     ``token_times_s[i]`` is when output token i reached the host; tokens of one speculative step
     share a time. ``num_cached_tokens`` are the prompt's at its first admission: what is found again
-    after a preemption is not in it.
+    after a preemption is not in it. What preemption i took at ``preempted_at_s[i]`` was computed again by
+    ``recomputed_at_s[i]``, or taken once more; the last has no such time where the request ended first.
     """
 
     id: int
@@ -34,6 +35,8 @@ class RequestRecord:
     output: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    preempted_at_s: list[float] = field(default_factory=list)
+    recomputed_at_s: list[float] = field(default_factory=list)
     num_drafted: int = 0
     num_accepted: int = 0
     num_verifications: int = 0
@@ -57,6 +60,8 @@ STEP_COLUMNS = (
     "blocks_used",
     "num_waiting",
     "num_preempted",
+    "num_draft_tokens",
+    "num_rejected",
 )
 
 
@@ -66,7 +71,10 @@ class StepLog:
 
     ``context_sum`` is the KV tokens that the step's decodes attended to; ``slots_active`` the
     batch slots that computed something, ``slots_held`` those that were occupied at all.
-    ``slices`` holds ``(request id, slot, start, num_tokens)`` of every prefill or chunk.
+    ``slices`` holds ``(request id, slot, start, num_tokens)`` of every prefill or chunk, and
+    ``verifications`` ``(request id, slot, num_draft_tokens, num_rejected)`` of every sequence whose
+    drafts were verified: it computes them and one token more, and is neither a prefill nor a decode of
+    the other columns.
     """
 
     start_s: list[float] = field(default_factory=list)
@@ -80,7 +88,10 @@ class StepLog:
     blocks_used: list[int] = field(default_factory=list)
     num_waiting: list[int] = field(default_factory=list)
     num_preempted: list[int] = field(default_factory=list)
+    num_draft_tokens: list[int] = field(default_factory=list)
+    num_rejected: list[int] = field(default_factory=list)
     slices: list[tuple[tuple[int, int, int, int], ...]] = field(default_factory=list)
+    verifications: list[tuple[tuple[int, int, int, int], ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.start_s)

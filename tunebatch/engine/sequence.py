@@ -26,6 +26,7 @@ class Sequence:
 
     Attributes:
         num_computed: Tokens whose keys and values are in the KV cache.
+        num_lost: Tokens that preemption took and that are not computed again yet; 0 when none are missing.
         num_output: Tokens generated so far.
         block_table: Pool indices of the blocks that hold tokens ``0, 1, 2, ...``.
         cached: The last of its leading blocks that others can share, while it runs with prefix caching.
@@ -41,6 +42,7 @@ class Sequence:
         "cached",
         "joined_step",
         "num_computed",
+        "num_lost",
         "num_output",
         "output",
         "record",
@@ -56,6 +58,7 @@ class Sequence:
         self.request = request
         self.status = Status.WAITING
         self.num_computed = 0
+        self.num_lost = 0
         self.num_output = 0
         self.block_table: list[int] = []
         self.cached: CachedBlock | None = None
