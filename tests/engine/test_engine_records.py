@@ -76,7 +76,7 @@ class AcceptsOne:
 
 
 def test_a_verification_is_logged_with_what_was_rejected(kit: SimpleNamespace) -> None:
-    steps = kit.serve(VerifiesOnce(), [kit.request(4, 3, 2)], AcceptsOne()).steps
+    steps = kit.serve(VerifiesOnce(), [kit.request(4, 3, 3)], AcceptsOne()).steps
     assert steps.verifications == [(), ((4, 0, 3, 2),)]
     assert steps.slices == [((4, 0, 0, 3),), ()]
     assert (steps.num_draft_tokens, steps.num_rejected) == ([0, 3], [0, 2])
