@@ -23,6 +23,7 @@ from tunebatch.measure.latency import tpot_s
 from tunebatch.measure.metrics import summarize
 from tunebatch.measure.result import RunResult
 from tunebatch.measure.slo import EarlyStop, Limit, Slo, check
+from tunebatch.workload.likeness import likeness
 
 
 class Workload(Protocol):
@@ -99,6 +100,7 @@ def measure(
         workload={
             "description": workload.description,
             "fingerprint": workload.fingerprint(),
+            "likeness": likeness(workload.requests),
             "num_requests": len(workload.requests),
             "mean_output_tokens": mean(request.max_tokens for request in workload.requests),
             "rate_per_s": workload.rate_per_s,

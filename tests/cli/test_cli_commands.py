@@ -133,6 +133,41 @@ def test_results_of_other_work_are_not_comparable(tunebatch: Any, changed: list[
         assert kept["fingerprint"] not in done.err
 
 
+def test_results_that_differ_by_the_rate_are_compared_with_it(tunebatch: Any) -> None:
+    slo = ["--slo", "p90_ttft<=1s"]
+    tunebatch("run", "static", "-o", "a", *slo, "--rate", "5")
+    tunebatch("run", "continuous", "-o", "b", *slo, "--rate", "12", "-n", "90")
+    done = tunebatch("compare", "a", "b")
+    assert done.code == 0, done.err
+    header, *rows = [
+        line for line in done.out.splitlines() if line.startswith(("strategy", "static (", "cont"))
+    ][1:4]
+    assert "offered req/s  goodput req/s" in header
+    assert {row.split()[0]: (" 12.0 " in row, " 5.00 " in row) for row in rows} == {
+        "continuous": (True, False),
+        "static": (False, True),
+    }
+    assert "note: the same traffic offered at different rates" in done.out
+    assert "offered" not in tunebatch("compare", "a", "a").out
+    for changed in (["--seed", "4"], ["-w", "chat"]):
+        tunebatch("run", "continuous", "-o", "c", *slo, "--rate", "12", *changed)
+        assert tunebatch("compare", "a", "c").code == 5
+
+
+def test_the_winners_of_two_sweeps_are_compared(tunebatch: Any) -> None:
+    for name in ("sequential", "continuous"):
+        call = ["-p", "smoke", "--strategy", name, "--trials", "1", "-o", name]
+        assert tunebatch("sweep", *call).code == 0
+    rates = {
+        json.loads(Path(name, "result.json").read_text())["request_rate"]
+        for name in ("sequential", "continuous")
+    }
+    assert len(rates) == 2
+    done = tunebatch("compare", "sequential", "continuous")
+    assert done.code == 0, done.err
+    assert "offered req/s" in done.out
+
+
 def test_a_sweep_finds_a_winner_and_resumes(tunebatch: Any) -> None:
     done = tunebatch("sweep", "-p", "smoke", "--trials", "4", "-o", "here")
     assert done.code == 0, done.err

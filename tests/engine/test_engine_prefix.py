@@ -103,6 +103,14 @@ def test_hits_leave_room_in_the_token_budget(kit: SimpleNamespace) -> None:
     assert mixed.steps.num_prefills == [1, 5]
 
 
+def test_hits_fit_beside_a_long_prompts_share(kit: SimpleNamespace) -> None:
+    """Of ten tokens the long prompt is left five, and each of the others needs one."""
+    requests = [asks(0, (*SYSTEM, 1), 1), asks(1, tuple(range(40)), 1, 5.0)]
+    requests += [asks(i, (*SYSTEM, i), 1, 5.0) for i in range(2, 7)]
+    run = kit.serve(Mixed(chunk_size=10, max_partial_prefills=2), requests, prefix_caching=True)
+    assert [[num for *_, num in step] for step in run.steps.slices[1:3]] == [[1, 1, 1, 1, 1, 5], [10]]
+
+
 def test_a_preempted_sequence_finds_what_it_had_and_is_not_praised_for_it(kit: SimpleNamespace) -> None:
     requests = [asks(i, tuple(range(30 * i, 30 * i + 6)), 16) for i in range(2)]
     runs = [kit.serve(Continuous(), requests, kit.Executor(num_blocks=8), prefix_caching=on) for on in (0, 1)]
@@ -185,15 +193,17 @@ def test_where_no_tokens_are_computed_only_prompts_are_shared(kit: SimpleNamespa
         def execute(self, plan: StepPlan) -> StepOutput:
             return StepOutput([(5,) if piece.sample else () for piece in plan.slices], None, 1.0)
 
-    first = asks(0, SYSTEM[:6], 20)
-    follow_ups = [asks(1, (*SYSTEM[:6], 5, 5, *SYSTEM), 9, 40.0), asks(2, (*SYSTEM[:6], 5, 5, 1), 9, 40.0)]
-    for num_blocks in (64, 7):
-        engine = kit.engine(
-            Continuous(), [first, *follow_ups], Lengths(num_blocks=num_blocks), prefix_caching=True
-        )
+    first = [asks(0, tuple(range(6)), 16), asks(1, SYSTEM[:6], 20)]
+    # In the small pool the second is preempted, after which it samples for a second time, too.
+    follow_ups = [asks(2, (*SYSTEM[:6], 5, 5, *SYSTEM), 3, 70.0), asks(3, (*SYSTEM[:6], 5, 5, 1), 3, 70.0)]
+    for num_blocks in (64, 8):
+        executor = Lengths(num_blocks=num_blocks)
+        engine = kit.engine(Continuous(), [*first, *follow_ups], executor, prefix_caching=True)
         while engine.step():
             engine.queues.check_integrity()
-        assert cached(engine.record()) == [0, 4, 4]
+        run = engine.record()
+        assert run.requests[1].num_preemptions == (num_blocks == 8)
+        assert cached(run) == [0, 0, 4, 4]
 
 
 def test_sequential_serves_a_conversation_from_the_cache(kit: SimpleNamespace) -> None:

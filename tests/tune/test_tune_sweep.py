@@ -73,6 +73,7 @@ def test_the_better_strategy_wins_and_beats_its_default(tmp_path: Path) -> None:
     assert {row.facts.strategy for row in outcome.best} == set(NAMES)
     assert all(row.result is not None for row in outcome.best)
     assert written and written[0].strategy == "continuous"
+    assert written[0].workload["seed"] == 1  # whatever the number of seeds was
     assert same_constraints_everywhere(tmp_path) == {"p90_ttft", "p90_tpot", "oom"}
     assert {event.phase for event in events} == {"start", "search", "confirm"}
     # Fresh seeds in the confirmation, one seed in the search.

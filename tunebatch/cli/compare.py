@@ -155,7 +155,7 @@ def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
     for path, result in zip(paths[1:], found[1:], strict=True):
         for what, value in _identity(found[0]).items():
             other = _identity(result)[what]
-            if other != value:
+            if other != value and not (what == "workload" and _differs_by_rate_only(found[0], result)):
                 difference = f"{what} {other!r}, not {value!r}"
                 if what == "workload":
                     difference = f"another workload, {_traffic_difference(found[0], result)}"
@@ -178,6 +178,15 @@ def _identity(result: RunResult) -> dict[str, Any]:
         "GPU": result.environment.get("gpu"),
         "SLO": result.slo,
     }
+
+
+def _differs_by_rate_only(first: RunResult, other: RunResult) -> bool:
+    """The same traffic, which came faster in one and so, to last as long, had more requests."""
+    one, two = first.workload, other.workload
+    rates = one.get("rate_per_s"), two.get("rate_per_s")
+    if None in rates or rates[0] == rates[1] or one.get("likeness") is None:
+        return False
+    return one["likeness"] == two.get("likeness") and one.get("seed") == two.get("seed")
 
 
 def _traffic_difference(first: RunResult, other: RunResult) -> str:
@@ -209,14 +218,18 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
         output.print_json({"schema": SCHEMA, "results": [to_json_dict(result) for _, result in results]})
         return
     rate_name, rows = _rows(results)
+    rates = {result.workload.get("rate_per_s") for _, result in results}
     print_rows(
         output.stdout(),
         rows,
         headline=fastest_line(rows, rate_name),
         rate_name=rate_name,
+        offered=len(rates) > 1,
         ascii_only=output.ascii_only(),
         quiet=quiet,
     )
+    if len(rates) > 1:
+        print("note: the same traffic offered at different rates: latencies are those of each one's own load")
     if (gone := hung_up_text(rows)) is not None:
         print(f"caution: {gone}")
 

@@ -49,7 +49,7 @@ class RunResult:
     """One strategy, with its knobs, on one workload.
 
     Attributes:
-        workload: description, fingerprint, num_requests, rate_per_s, seed, notes.
+        workload: description, fingerprint, likeness, num_requests, rate_per_s, seed, notes.
         model: At least its name.
         slo: Limits as text, see ``slo.parse_slo``.
         conditions: None on a result of a version that did not tell them.

@@ -20,6 +20,7 @@ def print_rows(
     headline: str | None = None,
     winner: Row | None = None,
     rate_name: str = "req/s",
+    offered: bool = False,
     ascii_only: bool = False,
     quiet: bool = False,
     ordered: bool = True,
@@ -27,6 +28,7 @@ def print_rows(
     """The answer first, then the table; then, unless quiet, who held which slot, and why.
 
     Args:
+        offered: Tell the rate at which requests came, too.
         winner: Whose advantages over the others are told.
     """
     if ordered:
@@ -34,7 +36,7 @@ def print_rows(
     if headline is not None:
         console.print(Text(headline, style="bold"))
         console.print()
-    console.print(strategy_table(rows, rate_name, marked=ordered))
+    console.print(strategy_table(rows, rate_name, marked=ordered, offered=offered))
     if any(row.unconfirmed for row in rows):
         console.print(Text("* measured in the search only, not again", style="dim"))
     if quiet:

@@ -23,12 +23,15 @@ from tunebatch.report.rows import (
 _LATENCIES: tuple[MetricName, ...] = ("ttft", "tpot")
 
 
-def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool = True) -> Table:
+def strategy_table(
+    rows: Sequence[Row], rate_name: str = "req/s", marked: bool = True, offered: bool = False
+) -> Table:
     """Strategy, knobs, rate and what it cost, in the order given; hits where any row has a prefix cache.
 
     Args:
         rate_name: ``capacity req/s`` where the rate is one.
         marked: The first row is the best.
+        offered: Requests came at different rates, which are told.
     """
     slo, base = slo_of(rows), baseline(rows)
     statistics = {metric: shown_statistic(slo, metric) for metric in _LATENCIES}
@@ -38,7 +41,8 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool =
     names = [f"{statistics[metric]} {metric.upper()}" for metric in _LATENCIES]
     hits = [row.result.metrics.hit_rate for row in rows]
     cached = ("hit",) if any(hit is not None for hit in hits) else ()
-    for name in (rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV", *cached):
+    rates = ("offered req/s",) if offered else ()
+    for name in (*rates, rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV", *cached):
         table.add_column(name, justify="right")
     for index, row in enumerate(rows):
         metrics = row.result.metrics
@@ -47,6 +51,7 @@ def strategy_table(rows: Sequence[Row], rate_name: str = "req/s", marked: bool =
         table.add_row(
             row.name,
             short_knobs(row.result.knobs) or "-",
+            *(number(row.result.workload.get("rate_per_s")) for _ in rates),
             _rate(row),
             "-" if ratio is None else f"{ratio:.2f}x",
             *told,

@@ -170,9 +170,12 @@ class Sweep:
         return max(found, default=0.0)
 
     def result_of(self, trial: TrialFacts) -> RunResult | None:
-        """The run that shows the trial's capacity, the newest there is; else what it does instead."""
+        """The run that shows the trial's capacity; else what it does instead.
+
+        On the first fresh seed that has one, so that two sweeps show their winners on the same traffic.
+        """
         kept = mean_capacity(self.with_confirmation(trial)) > 0.0
-        for item in reversed(self._confirmations.get(trial.config, [])):
+        for item in self._confirmations.get(trial.config, []):
             if item.result is not None and (item.value > 0.0) == kept:
                 return item.result
         return self._shown.of(trial)
