@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
 from functools import lru_cache
 from types import SimpleNamespace
 from zlib import crc32
@@ -23,6 +24,7 @@ from tunebatch.engine.sequence import Sequence
 
 EOS = 0
 VOCABULARY = 17
+MOST_DRAFTS = 8
 
 Duration = Callable[[StepPlan], float | None]
 
@@ -72,7 +74,6 @@ class FakeExecutor:
     """
 
     eos_token_ids = frozenset({EOS})
-    drafter = None
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class FakeExecutor:
         self.max_slots = max_slots
         self.max_context = max_context
         self._duration = duration
+        self.drafter = FakeDrafter(block_size)
         self.plans: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         self.reset()
 
@@ -135,6 +137,8 @@ class FakeExecutor:
         sequence, start, num_tokens = piece.sequence, piece.start, piece.num_tokens
         assert start == sequence.num_computed, "a slice skips or repeats tokens"
         assert num_tokens >= 1
+        if piece.draft_tokens:
+            return self._verify(piece)
         assert piece.sample == (start + num_tokens == sequence.num_tokens), "not the last chunk samples"
         told, _ = contents(sequence.request)
         assert sequence.token_ids(start, num_tokens) == told[start : start + num_tokens]
@@ -143,29 +147,67 @@ class FakeExecutor:
         self._read_back(sequence, start + num_tokens)
         return [told[start + num_tokens]] if piece.sample else []
 
+    def _verify(self, piece: Slice) -> list[int]:
+        sequence, start, drafts = piece.sequence, piece.start, piece.draft_tokens
+        told, held = contents(sequence.request)
+        assert piece.sample and piece.num_tokens == 1 + len(drafts)
+        assert start + 1 == len(sequence.request.prompt) + len(sequence.output) == sequence.num_tokens
+        assert len(sequence.output) + len(drafts) < sequence.request.max_tokens, "drafts that nobody wants"
+        self._write(sequence, start)
+        value, accepted = held[start], 0
+        for position, draft in enumerate(drafts, start + 1):
+            value = crc32(f"{value}:{draft}".encode())
+            self._write(sequence, position, value)
+            accepted += accepted == position - start - 1 and draft == told[position]
+        self._read_back(sequence, start + 1 + accepted)
+        return told[start + 1 : start + accepted + 2]
+
     def _decode(self, plan: StepPlan, member: Sequence) -> int:
         assert plan.decodes is not None
         computed = plan.decodes.num_computed(member)
         before = self._tables[member.id]
         assert member.block_table[: len(before)] == before, "a table lost or changed a block"
-        assert len(member.block_table) <= len(before) + 1
+        assert len(member.block_table) <= len(before) + 1 + MOST_DRAFTS
         assert len(member.output) + len(member.request.prompt) == computed + 1
         self._write(member, computed)
         self._read_back(member, computed + 1)
         return contents(member.request)[0][computed + 1]
 
-    def _write(self, sequence: Sequence, position: int) -> None:
+    def _write(self, sequence: Sequence, position: int, value: int | None = None) -> None:
         index, offset = divmod(position, self.block_size)
         assert index < len(sequence.block_table), "the block table does not cover the tokens to compute"
         block = sequence.block_table[index]
         assert self._owners[block] == 1, "a shared block is written"
-        self._memory[block, offset] = contents(sequence.request)[1][position]
+        self._memory[block, offset] = contents(sequence.request)[1][position] if value is None else value
 
     def _read_back(self, sequence: Sequence, num_tokens: int) -> None:
         for position, value in enumerate(contents(sequence.request)[1][:num_tokens]):
             index, offset = divmod(position, self.block_size)
             held = self._memory.get((sequence.block_table[index], offset))
             assert held == value, f"KV of {sequence.id}@{position} is of other tokens"
+
+
+class FakeDrafter:
+    """Guesses some tokens right and others wrong, and at times none; asserts that a model could draft."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+
+    def reset(self) -> None:
+        pass
+
+    def propose(self, wanted: SequenceOf[tuple[Sequence, int]]) -> list[list[int]]:
+        return [self._guess(sequence, count) for sequence, count in wanted]
+
+    def _guess(self, sequence: Sequence, count: int) -> list[int]:
+        told, _ = contents(sequence.request)
+        known = len(sequence.request.prompt) + len(sequence.output)
+        assert 1 <= count <= MOST_DRAFTS and sequence.slot >= 0
+        assert (known + count) <= len(sequence.block_table) * self._block_size, "no blocks for the drafts"
+        luck = crc32(f"{sequence.id}:{known}".encode())
+        wrong = {known + place for place in (luck % 3, luck % 5, luck % 11)}
+        ahead = range(known, known + luck % (count + 1))
+        return [told[position] + (position in wrong) for position in ahead]
 
 
 class ListSource:

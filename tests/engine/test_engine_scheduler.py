@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunebatch.engine import strategies
 from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import VirtualClock
 from tunebatch.engine.records import EndReason
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import STRATEGIES, strategy
 
-NAMES = [*STRATEGIES, *(f"{name}+prefix" for name in STRATEGIES)]
+NAMES = [
+    f"{name}{features}" for name in STRATEGIES for features in ("", "+prefix", "+draft", "+prefix+draft")
+]
 
 # Sixteenths are exact in binary, so times can be compared with ==.
 TICK = 1 / 16
@@ -59,7 +62,8 @@ def knobs_of(
         "max_partial_prefills": partial,
         "sort_by_length": 0,
     }
-    return {knob.name: values[knob.name] for knob in STRATEGIES[name.partition("+")[0]].knobs}
+    values["num_drafts"] = 1 + tokens % 4
+    return {knob.name: values[knob.name] for knob in strategies.knobs_of(name)}
 
 
 @pytest.mark.parametrize("name", NAMES)
