@@ -38,7 +38,8 @@ class Mixed:
 
     def plan(self, now: float, queues: Queues) -> StepPlan | float | None:
         plan = queues.decode(StepPlan(), now)
-        budget = self._token_budget - plan.num_decodes - plan.num_slice_tokens
+        # Drafts may leave less than the decodes alone, but a prompt that has begun always gets on.
+        budget = max(self._token_budget - plan.num_decodes - plan.num_slice_tokens, len(queues.partial))
         # Prompts that leave some of the budget are computed, so that others can have their places.
         while budget > 0 and (prompts := self._prompts(now, queues, budget)):
             slices = _shared(prompts, queues, budget)

@@ -1,0 +1,167 @@
+"""Every feature with every policy gives the tokens of ``generate``, and drafts leave distributions alone."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from test_execute_tokens import ARCHITECTURES, KNOBS, executor, network
+from tiny_models import BLOCK_SIZE, tiny
+
+from tunebatch.engine.assemble import engine_for
+from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.records import EndReason, RunRecord
+from tunebatch.engine.request import Request, Sampling
+from tunebatch.engine.strategies import STRATEGIES, knobs_of, strategy
+from tunebatch.execute.torch import same_tokens
+from tunebatch.execute.torch.draft_model import DraftModel, load_draft
+from tunebatch.execute.torch.executor import TorchExecutor
+from tunebatch.execute.torch.load import ModelError, serve
+
+FEATURES = ("+prefix", "+ngram", "+draft", "+prefix+ngram", "+prefix+draft")
+# Two with windows, one of them in every other layer and with soft-caps; one with learnt positions.
+CHOSEN = ("llama", "mistral", "gemma2", "gpt2")
+SHARED = (7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27)
+
+
+def requests() -> list[Request]:
+    """They begin alike, or repeat themselves, so that there is something to share and to look up."""
+    prompts = [
+        SHARED,
+        (*SHARED, 30, 31),
+        SHARED[:9] * 2,
+        (40, 41, 42) * 7,
+        (*SHARED, 50),
+        (60,),
+        (40, 41) * 4,
+    ]
+    lengths = [20, 14, 9, 25, 1, 22, 12]
+    return [
+        Request(id=i, prompt=prompt, max_tokens=length, ignore_eos=True)
+        for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+
+
+@cache
+def expected(name: str) -> dict[int, list[int]]:
+    reference = executor(name, "reference", 64)
+    return {one.id: same_tokens.generate(reference, one.prompt, one.max_tokens) for one in requests()}
+
+
+def with_draft(name: str, backend: str, num_blocks: int) -> TorchExecutor:
+    """A model with a draft that is the same, but for some noise: at times it is right."""
+    noisy = copy.deepcopy(network(name))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in noisy.parameters():
+            parameter.add_(0.15 * parameter.std() * torch.randn_like(parameter))
+    noisy.set_attn_implementation("eager")
+    served = executor(name, backend, num_blocks)
+    served.drafter = DraftModel(
+        serve(noisy, name="draft", backend=backend, block_size=BLOCK_SIZE, num_blocks=num_blocks, max_slots=8)
+    )
+    return served
+
+
+def serve_all(served: TorchExecutor, name: str, traffic: list[Request], num_drafts: int = 3) -> RunRecord:
+    values = KNOBS | {"num_drafts": num_drafts}
+    chosen = strategy(name, {knob.name: values[knob.name] for knob in knobs_of(name)})
+    served.reset()
+    engine = engine_for(chosen, served, same_tokens.AllAtOnce(traffic), ReplayClock())
+    while engine.step():
+        engine.queues.check_integrity()
+    return engine.record()
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize("name", CHOSEN)
+def test_greedy_tokens_equal_generate_with_every_feature(name: str, backend: str) -> None:
+    assert name in ARCHITECTURES
+    served = with_draft(name, backend, num_blocks=20)
+    want = expected(name)
+    for features in FEATURES:
+        preempted = hits = accepted = rejected = 0
+        for kind in STRATEGIES:
+            traffic = requests()
+            traffic[1] = dataclasses.replace(traffic[1], cancel_at_s=1e-3)
+            record = serve_all(served, kind + features, traffic)
+            for request in record.requests:
+                preempted += request.num_preemptions
+                hits += request.num_cached_tokens
+                accepted += request.num_accepted
+                rejected += request.num_drafted - request.num_accepted
+                cancelled = request.end_reason is EndReason.CANCELLED
+                told = want[request.id][: len(request.output)] if cancelled else want[request.id]
+                assert request.output == told, (kind + features, request.id)
+                assert len(request.token_times_s) == len(request.output)
+        assert preempted > 0, features
+        assert (hits > 0) == ("prefix" in features), features
+        assert (accepted > 0) == (features not in ("+prefix",)), features
+        assert (rejected > 0) == (accepted > 0), features
+
+
+class Skewed:
+    """Drafts the same token again and again; the target takes it at times."""
+
+    def reset(self) -> None: ...
+
+    def propose(self, wanted: Any) -> list[tuple[int, ...]]:
+        return [(1,) * count for _, count in wanted]
+
+
+@pytest.mark.parametrize("num_drafts", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("drafter", ["ngram", "draft"])
+def test_sampled_tokens_have_the_targets_distribution_with_drafts(drafter: str, num_drafts: int) -> None:
+    """On seven words, whatever is drafted: the third token of many answers against what it should be."""
+    torch.manual_seed(5)
+    model = tiny("llama", vocab_size=7, max_position_embeddings=32)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8.0)
+    served = serve(model, name="tiny", block_size=BLOCK_SIZE, num_blocks=512, max_slots=64)
+    served.drafter = Skewed()
+    prompt = (2, 5, 1, 3, 2, 5)
+    traffic = [
+        Request(i, prompt, 6, sampling=Sampling(temperature=1.0, seed=i), ignore_eos=True)
+        for i in range(1500)
+    ]
+    values = {"max_batch_size": 64, "max_batched_tokens": 512, "num_drafts": num_drafts}
+    drafted = engine_for(
+        strategy(f"continuous+{drafter}", values), served, same_tokens.AllAtOnce(traffic), ReplayClock()
+    ).run()
+    assert sum(one.num_accepted for one in drafted.requests) > 100
+    assert sum(one.num_drafted - one.num_accepted for one in drafted.requests) > 100
+    counts = torch.bincount(torch.tensor([one.output[2] for one in drafted.requests]), minlength=7)
+    exact = third_token_probabilities(model, prompt)
+    assert chisquare(counts.numpy(), exact.numpy() * len(traffic)).pvalue > 1e-3
+    # Noise hangs on seed and position alone, so the tokens are even those without drafts.
+    del values["num_drafts"]
+    plain = engine_for(
+        strategy("continuous", values), served, same_tokens.AllAtOnce(traffic), ReplayClock()
+    ).run()
+    assert [one.output for one in plain.requests] == [one.output for one in drafted.requests]
+
+
+@torch.inference_mode()
+def third_token_probabilities(model: Any, prompt: tuple[int, ...]) -> torch.Tensor:
+    """Over all pairs of tokens before it, by the model's own attention."""
+    model.set_attn_implementation("eager")
+    pairs = torch.cartesian_prod(torch.arange(7), torch.arange(7))
+    ids = torch.cat([torch.tensor(prompt).expand(49, -1), pairs], 1)
+    probabilities = model(ids).logits.softmax(-1).double()
+    model.set_attn_implementation("tunebatch")
+    first = probabilities[:, len(prompt) - 1].gather(1, pairs[:, :1])
+    second = probabilities[:, len(prompt)].gather(1, pairs[:, 1:])
+    exact = (first * second * probabilities[:, -1]).sum(0)
+    return exact / exact.sum()
+
+
+def test_a_draft_with_other_tokens_is_refused(tmp_path: Any) -> None:
+    served = serve(tiny("llama"), name="tiny", block_size=BLOCK_SIZE, num_blocks=32)
+    tiny("llama", vocab_size=50).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="vocabulary of 50 tokens, the target's has 99"):
+        load_draft(served, str(tmp_path))
