@@ -112,7 +112,7 @@ def measure(
         slo=list(slo.texts()) if slo is not None else [],
         metrics=metrics,
         verdict=check(metrics, slo, judge.missed if judge is not None else None) if slo is not None else None,
-        conditions=conditions(record, metrics, time.name, workload.seed),
+        conditions=conditions(metrics, time.name, workload.seed),
         record=record,
     )
 

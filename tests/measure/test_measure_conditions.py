@@ -18,9 +18,9 @@ def test_hits_are_a_share_of_the_prompts_of_those_who_were_served() -> None:
     ]
     records[1].num_cached_tokens = 48
     record = run(records)
-    told = conditions(record, summarize(record), "replay", 7)
+    told = conditions(summarize(record), "replay", 7)
     assert (told.clock, told.seed, told.window_s, told.hit_rate) == ("replay", 7, 2.5, None)
     cached = dataclasses.replace(record, prefix_caching=True)
-    assert conditions(cached, summarize(cached), "replay", 7).hit_rate == 0.3
+    assert conditions(summarize(cached), "replay", 7).hit_rate == 0.3
     nobody = dataclasses.replace(run(records[2:]), prefix_caching=True)
-    assert conditions(nobody, summarize(nobody), "replay", 7).hit_rate is None
+    assert conditions(summarize(nobody), "replay", 7).hit_rate is None

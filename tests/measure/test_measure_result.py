@@ -40,7 +40,7 @@ def result_of(records: list[RequestRecord], steps: StepLog | None = None) -> Run
         slo=slo.texts(),
         metrics=metrics,
         verdict=check(metrics, slo),
-        conditions=conditions(record, metrics, "replay", 1),
+        conditions=conditions(metrics, "replay", 1),
         record=record,
     )
 

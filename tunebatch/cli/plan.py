@@ -37,7 +37,8 @@ _WORKLOAD = _text(
     "--workload",
     "-w",
     metavar="NAME",
-    help="Whose lengths: chat, code, summarize, offline or quickstart [chat].",
+    help="Whose lengths: quickstart, chat, code, summarize, rag, agents, long-prompt, multi-turn, "
+    "system-prompt or offline [chat].",
 )
 _TOKENS = _text("--tokens", metavar="N", help="Instead: prompt and output of each sequence together.")
 _PROMPTS = _text(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tunebatch.engine.records import RunRecord
 from tunebatch.measure.metrics import Metrics
 
 WINDOW = "first arrival to last token"
@@ -33,14 +32,6 @@ class Conditions:
     window: str = WINDOW
 
 
-def conditions(record: RunRecord, metrics: Metrics, clock: str, seed: int) -> Conditions:
+def conditions(metrics: Metrics, clock: str, seed: int) -> Conditions:
     """The conditions of a run that has ended."""
-    return Conditions(clock, metrics.duration_s, seed, _hit_rate(record))
-
-
-def _hit_rate(record: RunRecord) -> float | None:
-    served = [request for request in record.requests if request.token_times_s]
-    prompts = sum(request.num_prompt_tokens for request in served)
-    if not (record.prefix_caching and prompts):
-        return None
-    return sum(request.num_cached_tokens for request in served) / prompts
+    return Conditions(clock, metrics.duration_s, seed, metrics.hit_rate)
