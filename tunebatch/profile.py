@@ -82,6 +82,7 @@ class ModelSection(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: str = "auto"
+    draft: str = Field("auto", min_length=1)
 
 
 class WorkloadSection(_Section):

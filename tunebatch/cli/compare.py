@@ -39,6 +39,7 @@ def compare(
     ] = None,
     profile: options.ProfileName = "quickstart",
     model: options.Model = None,
+    draft: options.Draft = None,
     device: options.Device = None,
     workload: options.WorkloadName = None,
     trace_file: options.TraceFile = None,
@@ -55,6 +56,7 @@ def compare(
         given = {
             "--strategy": strategy,
             "--model": model,
+            "--draft": draft,
             "--device": device,
             "--workload": workload,
             "--trace-file": trace_file,
@@ -76,6 +78,7 @@ def compare(
         profile,
         options.overrides(
             model=model,
+            draft=draft,
             device=device,
             workload=workload,
             trace_file=trace_file,

@@ -43,6 +43,15 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="MODEL",
+        help="The small model that +draft drafts with: a local folder or a hub id.",
+        show_default="the bundled one, for the bundled model",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", help="auto, cpu or cuda.", show_default=False),
@@ -113,6 +122,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the ans
 def overrides(
     *,
     model: str | None = None,
+    draft: str | None = None,
     device: str | None = None,
     workload: str | None = None,
     trace_file: str | None = None,
@@ -123,7 +133,7 @@ def overrides(
 ) -> dict[str, dict[str, Any]]:
     """The flags by section and key, as ``load_profile`` takes them."""
     return {
-        "model": {"name": model, "device": device},
+        "model": {"name": model, "draft": draft, "device": device},
         "workload": {"name": workload, "trace_file": trace_file, "requests": requests, "seed": seed},
         "slo": slo_table(slo or []),
         "search": {"seed": seed, **(search or {})},

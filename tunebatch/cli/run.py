@@ -27,6 +27,7 @@ def run(
     ] = None,
     profile: options.ProfileName = "quickstart",
     model: options.Model = None,
+    draft: options.Draft = None,
     device: options.Device = None,
     workload: options.WorkloadName = None,
     trace_file: options.TraceFile = None,
@@ -65,6 +66,7 @@ def run(
         profile,
         options.overrides(
             model=model,
+            draft=draft,
             device=device,
             workload=workload,
             trace_file=trace_file,

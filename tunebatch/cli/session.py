@@ -190,17 +190,36 @@ class Session:
     def check_tokens(self, strategies: Sequence[Strategy]) -> str:
         """Serves a few requests under every strategy; returns what was compared, in one line.
 
+        Loads the draft model first, where a strategy drafts with one.
+
         Raises:
+            CliError: There is no draft model.
+            ModelError: See ``load_draft``.
             TokenMismatchError: The strategies disagree.
         """
         from tunebatch.execute.torch.same_tokens import check_same_tokens
 
+        self._load_draft_for(strategies)
         same = check_same_tokens(self.executor, list(strategies))
         ties = f", but for {same.num_ties} near ties that rounding decided" if same.num_ties else ""
         return (
             f"same tokens: {same.num_requests} requests, {same.num_tokens} tokens, equal to generate under "
             f"{', '.join(same.strategies)}{ties}"
         )
+
+    def _load_draft_for(self, strategies: Sequence[Strategy]) -> None:
+        from tunebatch.execute.torch.draft_model import load_draft
+
+        drafting = next((one.name for one in strategies if one.drafter == "draft"), None)
+        if drafting is None or self.executor.drafter is not None:
+            return
+        model = self.profile.model
+        if model.draft == "auto" and model.name != "bundled":
+            raise CliError(
+                f"strategy {drafting} needs a draft model with the tokenizer of {model.name}: name it with "
+                "--draft; or draft without one, with +ngram"
+            )
+        load_draft(self.executor, "bundled" if model.draft == "auto" else model.draft, backend=model.backend)
 
     def describe(self) -> list[str]:
         """The model, the traffic, and what was done to the traffic; a line each."""

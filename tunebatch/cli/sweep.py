@@ -35,6 +35,7 @@ _BUILD_UPS = 4
 def sweep(
     profile: options.ProfileIfGiven = None,
     model: options.Model = None,
+    draft: options.Draft = None,
     device: options.Device = None,
     workload: options.WorkloadName = None,
     trace_file: options.TraceFile = None,
@@ -104,6 +105,7 @@ def sweep(
     options.check_rate(rate)
     flags = options.overrides(
         model=model,
+        draft=draft,
         device=device,
         workload=workload,
         trace_file=trace_file,
@@ -249,6 +251,7 @@ def _identity(session: Session) -> dict[str, Any]:
     return {
         "slo": asked.slo.texts(),
         "model": asked.model.name,
+        "draft": asked.model.draft,
         **{name: model.get(name) for name in ("dtype", "device", "attention_backend", "forward")},
         "block_size": asked.device.block_size,
         # What is found by itself differs a little from session to session.

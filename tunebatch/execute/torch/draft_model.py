@@ -165,5 +165,7 @@ def load_draft(
             f"{model}: a vocabulary of {executor.vocab_size} tokens, the target's has {target.vocab_size}; "
             "a draft model needs the target's tokenizer"
         )
+    facts = executor.model_info
+    target.model_info["draft"] = {name: facts[name] for name in ("name", "parameters", "dtype")}
     target.drafter = DraftModel(executor)
     return target.drafter
