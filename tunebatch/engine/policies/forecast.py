@@ -48,8 +48,9 @@ class PeakForecast:
     each step until the end of the ``n``-th. Counted from the decode group's step 0, ends and sizes stay as
     they are while steps are made, so a forecast costs what joined and left, and one pass over what runs.
 
-    What a sequence shares with others from the prefix cache is not counted for it. With drafts, sequences
-    grow faster than a token a step, and the forecast knows so only at their ends.
+    What a sequence shares with others from the prefix cache is not counted for it, but blocks that are taken
+    beyond what all are thought to hold are: by shared prefixes, or by drafts that made sequences grow faster
+    than a token a step.
 
     Until something leaves, a request that did not fit still does not; and as long as all could have their
     greatest sizes at once, there is nothing to sort out.
@@ -61,6 +62,7 @@ class PeakForecast:
         self._ends: list[_Entry] = []
         self._known: dict[int, _Entry] = {}
         self._sum_of_sizes = 0  # each at its end
+        self._sum_of_bases = 0
         self._refused: int | None = None
 
     def fits(self, candidate: Sequence, queues: Queues) -> bool:
@@ -69,12 +71,11 @@ class PeakForecast:
             return False
         shared = candidate.num_tokens - queues.num_to_compute(candidate)
         entry = self._entry(candidate, queues, shared)
-        room = int((1.0 - _RESERVE) * queues.kv.num_blocks * queues.kv.block_size)
         self._look_again(queues)
-        if self._sum_of_sizes + _size(entry) > room:
+        if self._sum_of_sizes + _size(entry) > self._room(queues):
             for sequence_id in self._known.keys() - queues.running.keys():
                 self._forget(sequence_id)
-            if self._peak_exceeds(room, entry):
+            if self._peak_exceeds(self._room(queues), entry):
                 self._refused = candidate.id
                 return False
         return True
@@ -104,6 +105,12 @@ class PeakForecast:
         held = sequence.num_tokens + made - shared + queues.kv.block_size - 1
         return (step + max(left, 1), sequence.id, held - step, shared)
 
+    def _room(self, queues: Queues) -> int:
+        kv = queues.kv
+        held = self._sum_of_bases + len(self._ends) * queues.decodes.step
+        unexplained = max(kv.num_used * kv.block_size - held, 0)
+        return int((1.0 - _RESERVE) * kv.num_blocks * kv.block_size) - unexplained
+
     def _peak_exceeds(self, room: int, candidate: _Entry) -> bool:
         ends = self._ends
         insort(ends, candidate)
@@ -121,12 +128,14 @@ class PeakForecast:
         insort(self._ends, entry)
         self._known[entry[1]] = entry
         self._sum_of_sizes += _size(entry)
+        self._sum_of_bases += entry[2]
 
     def _forget(self, sequence_id: int) -> None:
         entry = self._known.pop(sequence_id, None)
         if entry is not None:
             del self._ends[bisect_left(self._ends, entry)]
             self._sum_of_sizes -= _size(entry)
+            self._sum_of_bases -= entry[2]
 
 
 def _size(entry: _Entry) -> int:
