@@ -517,7 +517,9 @@ def test_presets_are_compared_under_their_own_names_and_say_what_they_are(tuneba
 
 def test_a_preset_runs_with_as_many_slots_as_there_are(tunebatch: Any) -> None:
     done = tunebatch("run", "splitfuse", "-o", "here")
-    assert done.code == 0 and "max_batch_size 64 instead of the default, as there are 64 batch slots" in done.err
+    assert (
+        done.code == 0 and "max_batch_size 64 instead of the default, as there are 64 batch slots" in done.err
+    )
     assert json.loads(Path("here/result.json").read_text())["tunebatch"]["knobs"]["max_batch_size"] == 64
     refused = tunebatch("run", "splitfuse", "--set", "max_batch_size=128")
     assert refused.code == 2 and "there are 64 batch slots" in refused.err
