@@ -1,11 +1,14 @@
 """What a step costs without a model: planning and bookkeeping, with a short queue and a long one.
 
-    python benchmarks/planner.py [--running 256] [--waiting 100 10000] [--steps 2000] [--rounds 5]
+    python benchmarks/planner.py [--strategy continuous ...] [--running 256] [--waiting 100 10000]
+                                 [--steps 2000] [--rounds 5] [--full-cache]
 
-Continuous batching in a steady state: all batch slots are taken, and whoever ends is replaced by the
-oldest of the queue, which is topped up. The executor computes nothing. A step should cost what changes
-and what runs, never what waits, so the ratio of the medians should be near 1. The queues take turns,
-round by round, so that a change of the machine's speed meets both.
+A strategy in a steady state: all batch slots are taken, and whoever ends is replaced by the oldest of the
+queue, which is topped up. The executor computes nothing, and says what a GPU would have taken, for those
+strategies that learn from it. A step should cost what changes and what runs, never what waits, so the ratio
+of the medians should be near 1. The queues take turns, round by round, so that a change of the machine's
+speed meets both. `mixed-auto` is mixed with an automatic chunk size. With --full-cache the KV cache holds
+half of what the batch may need, so that it is blocks that requests wait for.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ import statistics
 import time
 from collections.abc import Sequence as SequenceOf
 
-from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.clock import VirtualClock
 from tunebatch.engine.engine import Engine
 from tunebatch.engine.plan import StepOutput, StepPlan
-from tunebatch.engine.policies.continuous import Continuous
 from tunebatch.engine.records import RequestRecord
 from tunebatch.engine.request import Request
+from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
 
 BLOCK_SIZE = 16
 PROMPT_TOKENS, OUTPUT_TOKENS = (32, 512), (16, 512)
@@ -36,13 +39,16 @@ class NullExecutor:
     eos_token_ids = frozenset({0})
     drafter = None
 
-    def __init__(self, max_slots: int) -> None:
+    def __init__(self, max_slots: int, full_cache: bool) -> None:
         self.max_slots = max_slots
         self.num_blocks = max_slots * (PROMPT_TOKENS[1] + OUTPUT_TOKENS[1]) // BLOCK_SIZE
+        if full_cache:
+            self.num_blocks = max_slots * (sum(PROMPT_TOKENS) + sum(OUTPUT_TOKENS)) // 4 // BLOCK_SIZE
         self._tokens = [1] * max_slots
 
     def execute(self, plan: StepPlan) -> StepOutput:
-        return StepOutput([(1,)] * len(plan.slices), self._tokens[: plan.num_decodes])
+        duration_s = 5e-3 + 2e-5 * plan.num_decodes + 2e-5 * plan.num_slice_tokens
+        return StepOutput([(1,)] * len(plan.slices), self._tokens[: plan.num_decodes], duration_s)
 
     def reset(self) -> None:
         pass
@@ -73,24 +79,42 @@ class FullQueue:
         self._missing += 1
 
 
-def step_times_us(running: int, waiting: int, steps: int) -> list[float]:
-    """Wall time of each of ``steps`` engine steps after a warm-up as long as the longest answer."""
+def configured(name: str, running: int) -> Strategy:
+    """A strategy whose batch may be ``running``, with room for them in every step."""
+    wanted = {
+        "max_batch_size": running,
+        "min_batch_size": running,
+        "chunk_size": 0 if name == "mixed-auto" else 2048,
+    }
+    name = name.removesuffix("-auto")
+    return strategy(
+        name, {knob.name: wanted[knob.name] for knob in STRATEGIES[name].knobs if knob.name in wanted}
+    )
+
+
+def step_times_us(
+    chosen: Strategy, running: int, waiting: int, steps: int, full_cache: bool
+) -> tuple[list[float], float]:
+    """Wall time of each of ``steps`` engine steps after a warm-up as long as the longest answer, and how many
+    sequences ran on average."""
     warm_up = 2 * OUTPUT_TOKENS[1]
     source = FullQueue(running + waiting, running * (steps + warm_up) // OUTPUT_TOKENS[0] + running + waiting)
-    engine = Engine(NullExecutor(running), Continuous(running), source, ReplayClock())
+    executor = NullExecutor(running, full_cache)
+    engine = Engine(executor, chosen.make_policy(), source, VirtualClock())
     for _ in range(warm_up):
         engine.step()
     gc.collect()
     gc.freeze()
     times: list[float] = []
+    ran = 0
     for _ in range(steps):
         start_ns = time.perf_counter_ns()
         engine.step()
         times.append((time.perf_counter_ns() - start_ns) * 1e-3)
+        ran += len(engine.queues.running)
     gc.unfreeze()
-    assert running - 32 <= len(engine.queues.running) <= running, "the batch was not full"
-    assert waiting <= len(engine.queues.waiting) <= waiting + 32, "the queue was not as long as asked for"
-    return times
+    assert len(engine.queues.waiting) >= waiting, "the queue was not as long as asked for"
+    return times, ran / steps
 
 
 def p99(times: SequenceOf[float]) -> float:
@@ -99,19 +123,32 @@ def p99(times: SequenceOf[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    names = [*STRATEGIES, "mixed-auto"]
+    parser.add_argument("--strategy", nargs="+", choices=names, default=["continuous"])
+    parser.add_argument("--full-cache", action="store_true")
     parser.add_argument("--running", type=int, default=256)
     parser.add_argument("--waiting", type=int, nargs="+", default=[100, 10_000])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
+    for name in args.strategy:
+        show(configured(name, args.running), args)
+
+
+def show(chosen: Strategy, args: argparse.Namespace) -> None:
+    """Measure one strategy with every queue, and print a line for each."""
     times: dict[int, list[float]] = {waiting: [] for waiting in args.waiting}
+    ran: list[float] = []
     for _ in range(args.rounds):
         for waiting, collected in times.items():
-            collected += step_times_us(args.running, waiting, args.steps)
+            found, mean = step_times_us(chosen, args.running, waiting, args.steps, args.full_cache)
+            collected += found
+            ran.append(mean)
+    print(f"{chosen.label}: {statistics.mean(ran):.0f} running")
     first = times[args.waiting[0]]
     for waiting, collected in times.items():
         print(
-            f"{args.running} running, {waiting:6d} waiting: "
+            f"  {waiting:6d} waiting: "
             f"median {statistics.median(collected):7.1f} us, p99 {p99(collected):7.1f} us per step "
             f"({len(collected)} steps; {statistics.median(collected) / statistics.median(first):.2f}x, "
             f"p99 {p99(collected) / p99(first):.2f}x)"

@@ -14,9 +14,11 @@ from tiny_models import BLOCK_SIZE, tiny
 
 from tunebatch import bench
 from tunebatch.engine.clock import ReplayClock, WallClock
+from tunebatch.engine.limits import LatencyLimits
+from tunebatch.engine.policies.base import Policy
 from tunebatch.engine.records import EndReason, RequestRecord
 from tunebatch.engine.request import Request
-from tunebatch.engine.strategies import STRATEGIES, strategy
+from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import serve
 from tunebatch.execute.torch.same_tokens import AllAtOnce
@@ -51,6 +53,27 @@ def burst(count: int, prompt: int = 9, output: int = 6) -> Burst:
 @cache
 def executor() -> TorchExecutor:
     return serve(tiny(), name="tiny", block_size=BLOCK_SIZE, max_slots=16)
+
+
+def test_a_policy_gets_the_tightest_limit_on_each_latency() -> None:
+    slo = parse_slo(["p99_ttft<=2s", "p50_ttft<=1s", "p90_tpot<=50ms", "max_itl<=40ms", "p99_e2e<=1ms"])
+    assert bench.latency_limits(slo) == LatencyLimits(ttft_s=1.0, tpot_s=0.04)
+    assert bench.latency_limits(None) == bench.latency_limits(parse_slo([])) == LatencyLimits()
+
+
+def test_a_run_makes_its_policy_with_the_limits_of_the_slo(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[LatencyLimits] = []
+    make = Strategy.make_policy
+
+    def spy(self: Strategy, limits: LatencyLimits) -> Policy:
+        given.append(limits)
+        return make(self, limits)
+
+    monkeypatch.setattr(Strategy, "make_policy", spy)
+    chosen = strategy("mixed", {"chunk_size": "auto"})
+    result = bench.measure(burst(20), chosen, executor(), slo=parse_slo(["p50_tpot<=60s"]))
+    assert given == [LatencyLimits(tpot_s=60.0)]
+    assert result.knobs["chunk_size"] == "auto"
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -46,6 +46,13 @@ def test_all_anywhere_is_every_strategy(words: list[str]) -> None:
         load_profile("smoke", {"search": {"strategies": ["all", "statik"]}}, {})
 
 
+def test_presets_are_searched_where_they_are_named_and_not_with_all() -> None:
+    chosen = load_profile("smoke", {"search": {"strategies": ["sarathi", "all"]}}, {}).search.strategies
+    assert chosen == [*STRATEGIES, "sarathi"]
+    with pytest.raises(ProfileError, match="unknown strategy 'sarati'; did you mean 'sarathi'"):
+        load_profile("smoke", {"search": {"strategies": ["sarati"]}}, {})
+
+
 def test_limits_on_the_command_line_replace_the_files() -> None:
     assert load_profile("quickstart", {"slo": {"p50_e2e": "3s"}}, {}).slo.texts() == ["p50_e2e<=3s"]
 

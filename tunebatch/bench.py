@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import Clock, ReplayClock
 from tunebatch.engine.engine import RequestSource
+from tunebatch.engine.limits import LatencyLimits
 from tunebatch.engine.plan import Executor
 from tunebatch.engine.queues import why_never_fits
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord
@@ -87,7 +88,7 @@ def measure(
     with _without_gc(), CpuTelemetry() as telemetry:
         # The clock runs from here: requests that are due at once wait for the engine, not for us.
         time = clock()
-        engine = engine_for(strategy, executor, workload.source(), time, watcher)
+        engine = engine_for(strategy, executor, workload.source(), time, watcher, latency_limits(slo))
         record = engine.run()
     _add_never_arrived(record, workload)
     metrics = summarize(record, slo)
@@ -96,7 +97,7 @@ def measure(
         facts["foreign_cpu_share"] = telemetry.use.foreign_cpu_share
     return RunResult(
         strategy=strategy.name,
-        knobs=dict(strategy.knobs),
+        knobs=dict(strategy.shown_knobs),
         workload={
             "description": workload.description,
             "fingerprint": workload.fingerprint(),
@@ -114,6 +115,16 @@ def measure(
         verdict=check(metrics, slo, judge.missed if judge is not None else None) if slo is not None else None,
         conditions=conditions(metrics, time.name, workload.seed),
         record=record,
+    )
+
+
+def latency_limits(slo: Slo | None) -> LatencyLimits:
+    """What an SLO leaves a policy: the tightest limit, whatever its statistic; a gap between tokens is one
+    step, so a limit on the ITL is one on the TPOT."""
+    limits = list(slo or ())
+    return LatencyLimits(
+        ttft_s=min((limit.limit_s for limit in limits if limit.metric == "ttft"), default=None),
+        tpot_s=min((limit.limit_s for limit in limits if limit.metric in ("tpot", "itl")), default=None),
     )
 
 

@@ -493,3 +493,35 @@ def test_a_sweep_does_not_go_on_with_another_profile(tunebatch: Any, profile: st
     assert done.code == 2 and done.out == ""
     assert "was begun with --profile smoke; leave out --profile " + profile in done.err
     assert tunebatch("sweep", "--resume", "here", "--profile", "smoke", "-q").code == 0
+
+
+def test_an_automatic_knob_is_set_shown_and_kept_by_name(tunebatch: Any) -> None:
+    done = tunebatch("run", "mixed", "--set", "chunk_size=AUTO", "-o", "here")
+    assert done.code == 0 and "chunk auto" in done.out
+    kept = json.loads(Path("here/result.json").read_text())["tunebatch"]
+    assert kept["knobs"] == {"max_batch_size": 32, "chunk_size": "auto", "max_partial_prefills": 1}
+    assert tunebatch("compare", "here", "here").code == 0
+    refused = tunebatch("run", "continuous", "--set", "max_batch_size=auto")
+    assert refused.code == 2 and "max_batch_size = 'auto': must be a finite number" in refused.err
+
+
+def test_presets_are_compared_under_their_own_names_and_say_what_they_are(tunebatch: Any) -> None:
+    done = tunebatch("compare", "--strategy", "sarathi", "--strategy", "vllm-v0", "-o", "here")
+    assert done.code == 0
+    assert "sarathi = mixed, max_batch_size 128, chunk_size 512" in done.err
+    assert "vllm-v0 = continuous" in done.err and "differs: " in done.err
+    assert [Path(f"here/{name}/result.json").is_file() for name in ("sarathi", "vllm-v0")] == [True, True]
+    rows = [line.split()[0] for line in done.out.splitlines() if line.startswith(("sarathi ", "vllm-v0 "))]
+    assert {"sarathi", "vllm-v0"} <= set(rows)
+
+
+def test_a_preset_runs_with_as_many_slots_as_there_are(tunebatch: Any) -> None:
+    done = tunebatch("run", "splitfuse", "-o", "here")
+    assert (
+        done.code == 0 and "max_batch_size 64 instead of the default, as there are 64 batch slots" in done.err
+    )
+    assert json.loads(Path("here/result.json").read_text())["tunebatch"]["knobs"]["max_batch_size"] == 64
+    refused = tunebatch("run", "splitfuse", "--set", "max_batch_size=128")
+    assert refused.code == 2 and "there are 64 batch slots" in refused.err
+    unknown = tunebatch("run", "splitfus")
+    assert unknown.code == 2 and "did you mean 'splitfuse'" in unknown.err and "lightllm" in unknown.err

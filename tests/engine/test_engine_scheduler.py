@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 from tunebatch.engine import strategies
 from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import VirtualClock
+from tunebatch.engine.limits import LatencyLimits
 from tunebatch.engine.records import EndReason
 from tunebatch.engine.request import Request
-from tunebatch.engine.strategies import STRATEGIES, strategy
-
-NAMES = [
-    f"{name}{features}" for name in STRATEGIES for features in ("", "+prefix", "+draft", "+prefix+draft")
-]
+from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
 
 # Sixteenths are exact in binary, so times can be compared with ==.
 TICK = 1 / 16
@@ -51,22 +48,43 @@ def requests_of(shapes: list[Shape], kit: SimpleNamespace) -> list[Request]:
     return requests
 
 
+# Every strategy of the table, and what has its own code behind a knob, with and without features.
+FEATURES = ("", "+prefix", "+draft", "+prefix+draft")
+CASES = {
+    **{name + features: name + features for name in STRATEGIES for features in FEATURES},
+    **{f"mixed{features}, auto": f"mixed{features}" for features in FEATURES},
+}
+
+
 def knobs_of(
-    name: str, batch: int, tokens: int, delay: int, chunk: int, partial: int = 1
+    case: str, batch: int, tokens: int, delay: int, chunk: int, partial: int = 1
 ) -> dict[str, float]:
     values = {
         "max_batch_size": batch,
+        "min_batch_size": 1 + batch // 2,
+        "target": 0.9,
         "max_batched_tokens": tokens,
         "max_delay_s": delay * TICK,
-        "chunk_size": chunk,
+        "chunk_size": 0 if case.endswith("auto") else chunk,
         "max_partial_prefills": partial,
         "sort_by_length": 0,
     }
     values["num_drafts"] = 1 + tokens % 4
-    return {knob.name: values[knob.name] for knob in strategies.knobs_of(name)}
+    return {knob.name: values[knob.name] for knob in strategies.knobs_of(CASES[case])}
 
 
-@pytest.mark.parametrize("name", NAMES)
+def strategy_of(case: str, *knobs: int) -> Strategy:
+    return strategy(CASES[case], knobs_of(case, *knobs))
+
+
+LIMITS = st.builds(
+    LatencyLimits,
+    ttft_s=st.none() | st.integers(1, 40).map(lambda ticks: ticks * TICK),
+    tpot_s=st.none() | st.integers(1, 8).map(lambda ticks: ticks * TICK),
+)
+
+
+@pytest.mark.parametrize("case", CASES)
 @settings(max_examples=70, deadline=None)
 @given(
     shapes=st.lists(SHAPES, min_size=1, max_size=14),
@@ -78,10 +96,11 @@ def knobs_of(
     delay=st.integers(0, 10),
     chunk=st.integers(1, 8),
     partial=st.integers(1, 3),
+    limits=LIMITS,
 )
 def test_random_work(
     kit: SimpleNamespace,
-    name: str,
+    case: str,
     shapes: list[Shape],
     num_blocks: int,
     block_size: int,
@@ -91,6 +110,45 @@ def test_random_work(
     delay: int,
     chunk: int,
     partial: int,
+    limits: LatencyLimits,
+) -> None:
+    chosen = strategy_of(case, batch, tokens, delay, chunk, partial)
+    check_random_work(kit, chosen, limits, shapes, num_blocks, block_size, max_slots)
+
+
+@pytest.mark.parametrize("case", ["mixed, auto", "adaptive", "mixed+draft, auto", "adaptive+prefix+draft"])
+@settings(max_examples=25, deadline=None)
+@given(
+    shapes=st.lists(SHAPES, min_size=30, max_size=60),
+    num_blocks=st.integers(3, 20),
+    block_size=st.integers(1, 4),
+    batch=st.integers(1, 6),
+    partial=st.integers(1, 3),
+    limits=LIMITS,
+)
+def test_random_work_that_is_learnt_from(
+    kit: SimpleNamespace,
+    case: str,
+    shapes: list[Shape],
+    num_blocks: int,
+    block_size: int,
+    batch: int,
+    partial: int,
+    limits: LatencyLimits,
+) -> None:
+    """Enough steps and answers that every guess of the policy is its own."""
+    chosen = strategy_of(case, batch, 1, 0, 0, partial)
+    check_random_work(kit, chosen, limits, shapes, num_blocks, block_size, max_slots=6)
+
+
+def check_random_work(
+    kit: SimpleNamespace,
+    chosen: Strategy,
+    limits: LatencyLimits,
+    shapes: list[Shape],
+    num_blocks: int,
+    block_size: int,
+    max_slots: int,
 ) -> None:
     requests = requests_of(shapes, kit)
     executor = kit.Executor(
@@ -101,8 +159,7 @@ def test_random_work(
         duration=lambda plan: TICK * (1 + plan.num_slice_tokens // 4 + plan.num_decodes // 2),
     )
     clock, source = VirtualClock(), kit.Source(requests)
-    chosen = strategy(name, knobs_of(name, batch, tokens, delay, chunk, partial))
-    engine = engine_for(chosen, executor, source, clock)
+    engine = engine_for(chosen, executor, source, clock, limits=limits)
 
     boundaries = [clock.now()]
     limit = 40 * sum(len(request.prompt) + request.max_tokens + 3 for request in requests)
@@ -145,7 +202,7 @@ def test_random_work(
                 assert due is None or record.end_s <= due, "outlived its cancellation"
         assert record.end_reason is not EndReason.CANCELLED or request.cancel_at_s is not None
         assert record.num_cached_tokens % block_size == 0
-        assert not record.num_cached_tokens or "+prefix" in name
+        assert not record.num_cached_tokens or "prefix" in chosen.features
         if record.completed and not record.num_preemptions:
             computed = sum(n for step in run.steps.slices for i, _, _, n in step if i == request.id)
             assert computed == len(request.prompt) - record.num_cached_tokens > 0
@@ -166,25 +223,28 @@ def check_occupancy(occupancy: list[tuple[int, int, float, float, float]]) -> No
         assert all(a[2] <= b[0] for a, b in pairwise(stays)), "a slot was held twice"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("sequential")])
-def test_tiny_pools_do_preempt_and_change_no_token(kit: SimpleNamespace, name: str) -> None:
+# Adaptive keeps out what would run the cache over.
+PREEMPTING = [case for case in CASES if not case.startswith(("sequential", "adaptive"))]
+
+
+@pytest.mark.parametrize("case", PREEMPTING)
+def test_tiny_pools_do_preempt_and_change_no_token(kit: SimpleNamespace, case: str) -> None:
     requests = [kit.request(i, 3, 12) for i in range(4)]
-    chosen = strategy(name, knobs_of(name, 4, 64, 0, 2))
     executor = kit.Executor(num_blocks=6, block_size=3)
-    run = engine_for(chosen, executor, kit.Source(requests), VirtualClock()).run()
+    run = engine_for(strategy_of(case, 4, 64, 0, 2), executor, kit.Source(requests), VirtualClock()).run()
     assert sum(run.steps.num_preempted) > 0
     assert [record.output for record in run.requests] == [kit.expected_output(r) for r in requests]
     assert run.requests[0].num_preemptions == 0, "the oldest yields to nobody"
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("prompt", "max_tokens", "fits"), [(5, 8, True), (5, 9, False), (13, 1, False)])
 def test_what_can_never_fit_is_rejected_at_once(
-    kit: SimpleNamespace, name: str, prompt: int, max_tokens: int, fits: bool
+    kit: SimpleNamespace, case: str, prompt: int, max_tokens: int, fits: bool
 ) -> None:
     """Twelve tokens of KV: the last token of an answer is never stored, so thirteen in all fit."""
     requests = [kit.request(0, prompt, max_tokens), kit.request(1, 2, 2)]
-    policy = strategy(name, knobs_of(name, 1, 64, 0, 2)).make_policy()
+    policy = strategy_of(case, 1, 64, 0, 2).make_policy()
     run = kit.serve(policy, requests, kit.Executor(num_blocks=3, block_size=4))
     assert (run.requests[0].end_reason is EndReason.LENGTH) == fits
     assert (run.requests[0].end_reason is EndReason.REJECTED) != fits
@@ -200,8 +260,11 @@ def test_the_context_limit_rejects(kit: SimpleNamespace) -> None:
 def test_the_same_tokens_under_every_strategy(kit: SimpleNamespace) -> None:
     requests = [kit.request(i, 1 + i % 7, 1 + i % 9, i * TICK, ignore_eos=False) for i in range(30)]
     outputs = [
-        [record.output for record in kit.serve(strategy(name).make_policy(), requests).requests]
-        for name in STRATEGIES
+        [
+            record.output
+            for record in kit.serve(strategy_of(case, 8, 64, 1, 5).make_policy(), requests).requests
+        ]
+        for case in CASES
     ]
     assert all(output == outputs[0] for output in outputs)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tunebatch.engine.limits import LatencyLimits
+from tunebatch.engine.presets import PRESETS
 from tunebatch.engine.strategies import STRATEGIES, StrategyError, strategy
 
 
@@ -51,6 +53,16 @@ def test_what_is_switched_off_is_not_told() -> None:
         ("dynamic", {"max_delay_s": -0.1}, "least possible value is 0"),
         ("dynamic", {"max_delay_s": float("nan")}, "must be a finite number"),
         ("dynamic", {"max_delay_s": float("inf")}, "must be a finite number"),
+        ("mixed", {"chunk_size": "often"}, "must be a finite number or 'auto'"),
+        ("mixed", {"chunk_size": False}, "must be a finite number or 'auto'"),
+        ("mixed", {"chunk_size": -1}, "least possible value is 1"),
+        ("mixed", {"max_batch_size": "auto"}, "must be a finite number (sequences)"),
+        ("chunked", {"chunk_size": "auto"}, "must be a finite number (prompt tokens per chunk)"),
+        ("adaptive", {"min_batch_size": 40}, "must not exceed max_batch_size, nearest is 32"),
+        ("adaptive", {"target": -0.1}, "least possible value is 0"),
+        ("sarati", {}, "did you mean 'sarathi'"),
+        ("vllm", {}, "vllm-v0, sarathi, vllm-v1"),
+        ("sarathi", {"chunk": 4}, "did you mean 'chunk_size'"),
     ],
 )
 def test_mistakes_get_one_line(name: str, knobs: dict[str, Any], says: str) -> None:
@@ -59,3 +71,42 @@ def test_mistakes_get_one_line(name: str, knobs: dict[str, Any], says: str) -> N
     message = str(caught.value)
     assert says in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("value", ["auto", 0, 0.0])
+def test_auto_is_a_value_and_shown_as_one(value: float | str) -> None:
+    made = strategy("mixed", {"chunk_size": value})
+    assert made.label == "mixed, max_batch_size 32, chunk_size auto, max_partial_prefills 1"
+    assert made.shown_knobs["chunk_size"] == "auto"
+    assert strategy("mixed", made.shown_knobs) == made
+
+
+def test_a_lower_bound_that_was_not_given_follows_the_batch_limit() -> None:
+    assert dict(strategy("adaptive", {"max_batch_size": 2}).knobs)["min_batch_size"] == 2
+
+
+def test_only_policies_that_take_limits_get_them() -> None:
+    limits = LatencyLimits(ttft_s=1.0, tpot_s=0.02)
+    for name in STRATEGIES:
+        strategy(name).make_policy(limits)
+    auto = strategy("mixed", {"chunk_size": "auto"}).make_policy(limits)
+    assert auto._budget._target_s == pytest.approx(0.018)  # type: ignore[attr-defined]
+    adaptive = strategy("adaptive", {"target": 0.5}).make_policy(limits)
+    assert adaptive._budget._target_s == pytest.approx(0.01)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_its_strategy_with_its_knobs(name: str) -> None:
+    preset = PRESETS[name]
+    made, spelled_out = strategy(name), strategy(preset.strategy, preset.knobs)
+    assert made.knobs == spelled_out.knobs
+    assert type(made.make_policy()) is type(spelled_out.make_policy())
+    assert made.label == f"{name} = {spelled_out.label}"
+    assert name not in STRATEGIES
+    for line in (preset.source, preset.differs):
+        assert line and "\n" not in line
+
+
+def test_a_knob_of_a_preset_can_be_changed() -> None:
+    made = strategy("sarathi", {"chunk_size": 256})
+    assert made.label == "sarathi = mixed, max_batch_size 128, chunk_size 256, max_partial_prefills 1"

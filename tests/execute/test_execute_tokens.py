@@ -87,6 +87,8 @@ KNOBS = {
     "max_delay_s": 0.001,
     "chunk_size": 7,
     "max_partial_prefills": 2,
+    "min_batch_size": 2,
+    "target": 0.9,
     "sort_by_length": 1,
 }
 

@@ -56,6 +56,9 @@ def test_a_quarter_of_the_batch_down_to_two(monkeypatch: pytest.MonkeyPatch) -> 
     two = smaller(eight)
     assert two is not None and batch_of(two) == 2
     assert smaller(two) is None and smaller(strategy("sequential")) is None
+    assert smaller(strategy("sarathi")) is None, "it would no longer be what it is named after"
+    fewer = smaller(strategy("adaptive", {"max_batch_size": 8, "min_batch_size": 6}))
+    assert fewer == strategy("adaptive", {"max_batch_size": 2, "min_batch_size": 2})
     limit = Knob("max_batch_size", 6, 64, 32, "sequences")
     kind = STRATEGIES["static"]
     monkeypatch.setitem(STRATEGIES, "static", StrategyKind(kind.make, (limit,), kind.summary))

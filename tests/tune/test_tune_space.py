@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from tunebatch.engine.strategies import STRATEGIES, StrategyError, strategy
+from tunebatch.tune.facts import TrialFacts
 from tunebatch.tune.space import Space, config_hash
 
 NAMES = tuple(STRATEGIES)
@@ -30,7 +32,33 @@ def test_every_draw_is_a_valid_strategy_inside_its_ranges() -> None:
         chosen = space.to_strategy(space.draw(rng))
         knobs = dict(chosen.knobs)
         for knob in STRATEGIES[chosen.name].knobs:
-            assert knob.low <= knobs[knob.name] <= knob.high
+            assert knob.low <= knobs[knob.name] <= knob.high or (knob.auto and knobs[knob.name] == 0)
+        assert knobs.get("min_batch_size", 1) <= knobs.get("max_batch_size", 1)
+
+
+def test_a_value_that_the_policy_finds_itself_is_one_of_those_searched() -> None:
+    space, rng = Space(NAMES), random.Random(3)
+    drawn = [space.to_strategy({**space.draw(rng), "strategy": "mixed"}) for _ in range(300)]
+    chunks = [dict(chosen.knobs)["chunk_size"] for chosen in drawn]
+    assert 10 < chunks.count(0) < 80 and min(size for size in chunks if size) >= 32
+    auto = strategy("mixed", {"chunk_size": "auto"})
+    assert space.to_strategy(space.to_params(auto)) == auto
+    least = strategy("mixed", {"chunk_size": 32})
+    assert space.to_strategy(space.to_params(least)) == least
+    # Chunked shares the parameter, but not the meaning of what lies below its own range.
+    assert dict(space.to_strategy({**space.to_params(auto), "strategy": "chunked"}).knobs)["chunk_size"] == 32
+
+
+def test_a_preset_is_a_single_point() -> None:
+    space, rng = Space(["sarathi", "mixed"]), random.Random(4)
+    drawn = {space.to_strategy({**space.draw(rng), "strategy": "sarathi"}) for _ in range(20)}
+    assert drawn == {strategy("sarathi")} == {space.default("sarathi")}
+    few = Space(["sarathi"], max_slots=16)
+    assert (
+        few.to_strategy(few.draw(rng))
+        == few.default("sarathi")
+        == strategy("sarathi", {"max_batch_size": 16})
+    )
 
 
 def test_inactive_knobs_change_nothing() -> None:
@@ -72,6 +100,23 @@ def test_a_batch_limit_is_never_more_than_the_slots(slots: int) -> None:
     for name, params in zip(NAMES, space.defaults(), strict=True):
         chosen = space.to_strategy(params)
         assert chosen == space.default(name)
-        assert dict(chosen.knobs).get("max_batch_size", 1) == (min(32, slots) if chosen.knobs else 1)
+        knobs = dict(chosen.knobs)
+        assert knobs.get("max_batch_size", 1) == (min(32, slots) if knobs else 1)
+        assert knobs.get("min_batch_size", 1) <= slots
         for key, distribution in space.distributions().items():
             assert distribution._contains(distribution.to_internal_repr(params[key]))
+
+
+def test_an_automatic_knob_is_kept_by_name() -> None:
+    facts = TrialFacts(
+        number=0,
+        origin="search",
+        strategy="mixed",
+        knobs=dict(strategy("mixed", {"chunk_size": "auto"}).knobs),
+        capacity=1.0,
+        met=True,
+        objective=0.0,
+    )
+    kept = json.loads(json.dumps(facts.to_json()))
+    assert kept["knobs"]["chunk_size"] == "auto"
+    assert TrialFacts.from_json(kept) == facts

@@ -33,7 +33,7 @@ def compare(
         typer.Option(
             "--strategy",
             metavar="NAME",
-            help="sequential, static, dynamic, continuous, chunked, mixed, or all. Repeat for more.",
+            help=options.STRATEGY_HELP,
             show_default=False,
         ),
     ] = None,
@@ -112,7 +112,7 @@ def _measured(asked: Profile, rate: float | None, out: Path | None, json: bool, 
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
         session = Session.open(asked, spec)
-        for line in session.describe():
+        for line in [*session.describe(), *options.preset_notes(asked.search.strategies)]:
             progress.note(line)
         progress.note(session.check_tokens(chosen))
         if chosen != defaults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,10 @@ from tunebatch.cli.errors import CliError
 if TYPE_CHECKING:
     from tunebatch.engine.strategies import Strategy
 
+_STRATEGIES = "sequential, static, dynamic, continuous, chunked, mixed, adaptive"
+_PRESETS = "orca, vllm-v0, sarathi, vllm-v1, splitfuse, lightllm"
+ONE_STRATEGY_HELP = f"{_STRATEGIES}; or a preset: {_PRESETS}."
+STRATEGY_HELP = f"{_STRATEGIES}, or all of these; or a preset: {_PRESETS}. Repeat for more."
 _PROFILE_HELP = "A TOML file, or a ready-made profile: quickstart, chat-p99, smoke."
 
 ProfileName = Annotated[
@@ -153,18 +158,35 @@ def slo_table(texts: list[str]) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, _, value in parts}
 
 
-def knob_values(texts: list[str]) -> dict[str, float]:
-    """``["max_batch_size=32"]`` as numbers; whether they are possible is the strategy's to say."""
-    values: dict[str, float] = {}
+def knob_values(texts: list[str]) -> dict[str, float | str]:
+    """``["max_batch_size=32"]`` as numbers or ``auto``; whether that is possible, the strategy says."""
+    from tunebatch.engine.knobs import AUTO
+
+    values: dict[str, float | str] = {}
     for text in texts:
         name, found, value = text.partition("=")
         if not found:
             raise CliError(f"--set {text!r} has no '='; write it like --set max_batch_size=32")
+        if value.strip().lower() == AUTO:
+            values[name.strip()] = AUTO
+            continue
         try:
             values[name.strip()] = float(value)
         except ValueError:
             raise CliError(f"--set {name.strip()}: {value.strip()!r} is not a number") from None
     return values
+
+
+def preset_notes(names: Iterable[str]) -> list[str]:
+    """What the presets among the strategies are, where they come from and what they lack; a line each."""
+    from tunebatch.engine.presets import PRESETS
+    from tunebatch.engine.strategies import strategy
+
+    return [
+        f"{made.label}: {preset.source}; differs: {preset.differs}"
+        for made in map(strategy, names)
+        if (preset := PRESETS.get(made.policy)) is not None
+    ]
 
 
 def check_slots(chosen: Strategy, max_slots: int) -> None:

@@ -13,7 +13,7 @@ from tunebatch.cli.errors import INFEASIBLE, CliError
 def run(
     strategy: Annotated[
         str,
-        typer.Argument(metavar="STRATEGY", help="sequential, static, dynamic, continuous, chunked or mixed."),
+        typer.Argument(metavar="STRATEGY", help=options.ONE_STRATEGY_HELP),
     ] = "continuous",
     set_: Annotated[
         list[str] | None,
@@ -21,7 +21,7 @@ def run(
             "--set",
             "-s",
             metavar="KNOB=VALUE",
-            help="Such as max_batch_size=32. Repeat for more.",
+            help="Such as max_batch_size=32 or chunk_size=auto. Repeat for more.",
             show_default=False,
         ),
     ] = None,
@@ -86,7 +86,7 @@ def run(
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
         session = Session.open(asked, spec, clock)
-        for line in session.describe():
+        for line in [*session.describe(), *options.preset_notes([strategy])]:
             progress.note(line)
         progress.note(session.check_tokens([chosen]))
         if chosen != make_strategy(strategy, knobs):

@@ -45,7 +45,7 @@ def sweep(
         typer.Option(
             "--strategy",
             metavar="NAME",
-            help="sequential, static, dynamic, continuous, chunked, mixed, or all. Repeat for more.",
+            help=options.STRATEGY_HELP,
             show_default=False,
         ),
     ] = None,
@@ -180,7 +180,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
         session = _open(asked, spec)
-        for line in session.describe():
+        for line in [*session.describe(), *options.preset_notes(search.strategies)]:
             progress.note(line)
         least_s = _least_duration_s(session)
         start_rate = _start_rate(asked, call, spec, least_s)
@@ -341,7 +341,7 @@ def _next(outcome: SweepOutcome, folder: Path, asked: Profile, call: dict[str, A
     elif winner is None:
         command = "tunebatch sweep with a looser --slo, or fewer tokens per request"
     else:
-        knobs = "".join(f" --set {name}={value:g}" for name, value in winner.knobs.items())
+        knobs = "".join(f" --set {name}={value}" for name, value in winner.chosen.shown_knobs.items())
         settings = sweep_folder.settings_elsewhere(call)
         command = f"{settings}tunebatch run {winner.strategy}{knobs}{sweep_folder.same_question(call)}"
         if asked.search.objective == "capacity" and not unbounded(winner, outcome.binding, asked):

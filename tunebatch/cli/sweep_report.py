@@ -61,7 +61,7 @@ class Watcher:
             best = f"{number(mean_capacity(event.best))} {self._unit}  {_short(event.best)}"
         return [
             f"{_PHASES[event.phase]:<8} {event.trial}{of}{self._left(event)}",
-            f"now      {event.chosen.name}  {short_knobs(dict(event.chosen.knobs))}",
+            f"now      {event.chosen.name}  {short_knobs(event.chosen.shown_knobs)}",
             f"best     {best}",
         ]
 
@@ -72,11 +72,11 @@ class Watcher:
 
 def _trial(event: SweepEvent) -> str:
     number_ = "" if event.phase == "confirm" else f"{event.trial:>3}"
-    return f"{number_:<3}  {event.chosen.name:<11} {short_knobs(dict(event.chosen.knobs)):<34} "
+    return f"{number_:<3}  {event.chosen.name:<11} {short_knobs(event.chosen.shown_knobs):<34} "
 
 
 def _short(trial: TrialFacts) -> str:
-    return f"{trial.strategy}  {short_knobs(trial.knobs)}".rstrip()
+    return f"{trial.strategy}  {short_knobs(trial.chosen.shown_knobs)}".rstrip()
 
 
 def _found(trial: TrialFacts, asked: Profile) -> str:
@@ -201,7 +201,7 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
         return winner_line(None, rows, rates_tried=asked.search.objective == "capacity")
     shown = [row.facts.config for row in outcome.best if row.result is not None]
     if best.config not in shown:
-        named = ", ".join(filter(None, [best.strategy, knobs_text(best.knobs)]))
+        named = ", ".join(filter(None, [best.strategy, knobs_text(best.chosen.shown_knobs)]))
         return f"{named}: {number(mean_capacity(best))} {_unit(asked)}"
     default_won = outcome.best_default is not None and outcome.best_default.config == best.config
     gain = None

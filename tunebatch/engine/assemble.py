@@ -5,6 +5,7 @@ from __future__ import annotations
 from tunebatch.engine.clock import Clock
 from tunebatch.engine.engine import Engine, RequestSource, Watcher
 from tunebatch.engine.knobs import NUM_DRAFTS
+from tunebatch.engine.limits import NO_LIMITS, LatencyLimits
 from tunebatch.engine.plan import Executor
 from tunebatch.engine.speculation.depth import Auto, Fixed
 from tunebatch.engine.speculation.ngram import NGram
@@ -18,15 +19,19 @@ def engine_for(
     source: RequestSource,
     clock: Clock,
     watcher: Watcher | None = None,
+    limits: LatencyLimits = NO_LIMITS,
 ) -> Engine:
     """An engine with the strategy's policy and features; good for one run.
+
+    Args:
+        limits: Of the SLO that the run is judged by.
 
     Raises:
         StrategyError: A feature that this executor cannot serve.
     """
     return Engine(
         executor,
-        strategy.make_policy(),
+        strategy.make_policy(limits),
         source,
         clock,
         watcher,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tunebatch.engine.clock import Clock
 from tunebatch.engine.plan import Executor, Slice, StepOutput, StepPlan
-from tunebatch.engine.policies.base import Policy
+from tunebatch.engine.policies.base import Learner, Policy, StepTaken
 from tunebatch.engine.queues import Queues
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord, StepLog
 from tunebatch.engine.request import Request
@@ -66,6 +66,7 @@ class Engine:
     ) -> None:
         self._executor = executor
         self._policy = policy
+        self._learner = policy if isinstance(policy, Learner) else None
         self._source = source
         self._clock = clock
         self._watcher = watcher
@@ -109,6 +110,8 @@ class Engine:
         self._commit(decision, output, end)
         if self._speculator is not None:
             self._tell_speculator(decision, output, end - now)
+        if self._learner is not None:
+            self._learner.took(self._taken(decision, output))
         self._tell_ended(end)
         return True
 
@@ -120,6 +123,25 @@ class Engine:
             if piece.draft_tokens
         ]
         self._speculator.step_done(verified, len(verified) == len(plan.slices), duration_s)
+
+    def _taken(self, plan: StepPlan, output: StepOutput) -> StepTaken:
+        """The step that was logged last."""
+        log = self._log
+        drafts = accepted = 0
+        if self._speculator is not None:
+            for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
+                if piece.draft_tokens:
+                    drafts += len(piece.draft_tokens)
+                    accepted += len(tokens) - 1
+        return StepTaken(
+            duration_s=log.duration_s[-1],
+            num_decodes=log.num_decodes[-1],
+            context_sum=log.context_sum[-1],
+            num_more_tokens=log.num_prefill_tokens[-1] + drafts,
+            num_accepted=accepted,
+            num_preempted=plan.num_preempted,
+            ended=self.queues.ended,
+        )
 
     def record(self) -> RunRecord:
         """What has happened so far; what still runs counts as unfinished."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True, slots=True)
 class Knob:
@@ -16,6 +18,7 @@ class Knob:
         integer: Values are whole numbers.
         unit: What one of it is, for people.
         offline: A switch, 0 or 1, that only matters where all requests come at once.
+        auto: The policy can find the value itself: ``auto``, which is 0 among numbers.
     """
 
     name: str
@@ -25,6 +28,7 @@ class Knob:
     unit: str
     integer: bool = True
     offline: bool = False
+    auto: bool = False
 
     def checked(self, value: Any) -> float | int:
         """The value as the policy takes it.
@@ -36,8 +40,11 @@ class Knob:
             if value not in (0, 1):
                 raise ValueError(f"{self.name} = {value!r}: must be 0 or 1 ({self.unit})")
             return int(value)
+        if self.auto and value in (AUTO, 0) and value is not False:
+            return 0
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"{self.name} = {value!r}: must be a finite number ({self.unit})")
+            or_auto = f" or {AUTO!r}" if self.auto else ""
+            raise ValueError(f"{self.name} = {value!r}: must be a finite number{or_auto} ({self.unit})")
         number = float(value)
         least = 1 if self.integer else 0
         if self.integer and not number.is_integer():
@@ -47,12 +54,18 @@ class Knob:
             raise ValueError(f"{self.name} = {value}: the least possible value is {least} ({self.unit})")
         return int(number) if self.integer else number
 
+    def shown(self, value: float | int) -> float | int | str:
+        """The value as people and result files have it."""
+        return AUTO if self.auto and value == 0 else value
+
 
 MAX_BATCH_SIZE = Knob("max_batch_size", 1, 64, 32, "sequences")
 MAX_BATCHED_TOKENS = Knob("max_batched_tokens", 128, 4096, 2048, "prompt tokens per step")
 SORT_BY_LENGTH = Knob("sort_by_length", 0, 1, 0, "1: batches of alike lengths", offline=True)
 MAX_DELAY = Knob("max_delay_s", 0.001, 2.0, 0.05, "seconds", integer=False)
 CHUNK_SIZE = Knob("chunk_size", 32, 8192, 256, "prompt tokens per chunk")
-STEP_TOKENS = Knob("chunk_size", 32, 8192, 512, "tokens per step")
+STEP_TOKENS = Knob("chunk_size", 32, 8192, 512, "tokens per step", auto=True)
 MAX_PARTIAL_PREFILLS = Knob("max_partial_prefills", 1, 8, 1, "prompts")
-NUM_DRAFTS = Knob("num_drafts", 1, 8, 3, "draft tokens per sequence and step")
+MIN_BATCH_SIZE = Knob("min_batch_size", 1, 16, 4, "sequences")
+TARGET = Knob("target", 0.5, 1.0, 0.9, "of the limit on the TPOT", integer=False)
+NUM_DRAFTS = Knob("num_drafts", 1, 8, 0, "draft tokens per sequence and step", auto=True)

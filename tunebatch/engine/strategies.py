@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,14 @@ from tunebatch.engine.knobs import (
     MAX_BATCHED_TOKENS,
     MAX_DELAY,
     MAX_PARTIAL_PREFILLS,
+    MIN_BATCH_SIZE,
     SORT_BY_LENGTH,
     STEP_TOKENS,
+    TARGET,
     Knob,
 )
+from tunebatch.engine.limits import NO_LIMITS, LatencyLimits
+from tunebatch.engine.policies.adaptive import Adaptive
 from tunebatch.engine.policies.base import Policy
 from tunebatch.engine.policies.chunked import Chunked
 from tunebatch.engine.policies.continuous import Continuous
@@ -25,15 +30,21 @@ from tunebatch.engine.policies.dynamic import Dynamic
 from tunebatch.engine.policies.mixed import Mixed
 from tunebatch.engine.policies.sequential import Sequential
 from tunebatch.engine.policies.static import Static
+from tunebatch.engine.presets import PRESETS
 
 
 @dataclass(frozen=True, slots=True)
 class StrategyKind:
-    """A row of the table: how to make the policy, and what can be tuned."""
+    """A row of the table: how to make the policy, and what can be tuned.
+
+    Attributes:
+        takes_limits: The policy is made with the ``limits`` of the SLO.
+    """
 
     make: Callable[..., Policy]
     knobs: tuple[Knob, ...]
     summary: str
+    takes_limits: bool = False
 
 
 STRATEGIES: dict[str, StrategyKind] = {
@@ -51,7 +62,16 @@ STRATEGIES: dict[str, StrategyKind] = {
         Chunked, (MAX_BATCH_SIZE, MAX_BATCHED_TOKENS, CHUNK_SIZE), "prompts in chunks, between decode steps"
     ),
     "mixed": StrategyKind(
-        Mixed, (MAX_BATCH_SIZE, STEP_TOKENS, MAX_PARTIAL_PREFILLS), "decodes and parts of prompts in one step"
+        Mixed,
+        (MAX_BATCH_SIZE, STEP_TOKENS, MAX_PARTIAL_PREFILLS),
+        "decodes and parts of prompts in one step",
+        takes_limits=True,
+    ),
+    "adaptive": StrategyKind(
+        Adaptive,
+        (MAX_BATCH_SIZE, MIN_BATCH_SIZE, TARGET),
+        "mixed, with a batch limit that follows the SLO, the queue and the KV cache",
+        takes_limits=True,
     ),
 }
 
@@ -67,7 +87,8 @@ class Strategy:
     Make one with `strategy`, which validates; a `Policy` keeps state, so every run makes its own.
 
     Attributes:
-        name: ``policy`` or ``policy+feature+feature``, features in the order of their table.
+        name: ``policy`` or ``policy+feature+feature``, features in the order of their table; a preset may
+            stand for the policy.
     """
 
     name: str
@@ -86,27 +107,48 @@ class Strategy:
         """The feature that proposes draft tokens, if any does."""
         return next((name for name in self.features if name in DRAFTERS), None)
 
-    def make_policy(self) -> Policy:
-        kind = STRATEGIES[self.policy]
+    def make_policy(self, limits: LatencyLimits = NO_LIMITS) -> Policy:
+        """A policy for one run.
+
+        Args:
+            limits: Of the SLO that the run is judged by.
+        """
+        kind = kind_of(self.policy)
         values = dict(self.knobs)
-        return kind.make(**{knob.name: values[knob.name] for knob in kind.knobs})
+        knobs: dict[str, Any] = {knob.name: values[knob.name] for knob in kind.knobs}
+        return kind.make(**knobs, limits=limits) if kind.takes_limits else kind.make(**knobs)
+
+    @property
+    def shown_knobs(self) -> dict[str, float | int | str]:
+        """The knobs as people and result files have them: 0 is ``auto`` where it stands for that."""
+        values = dict(self.knobs)
+        return {knob.name: knob.shown(values[knob.name]) for knob in knobs_of(self.name)}
 
     @property
     def label(self) -> str:
-        """``continuous, max_batch_size 32, ...``, without what is switched off."""
+        """``continuous, max_batch_size 32, ...``, without what is switched off; a preset as what it is:
+        ``vllm-v0 = continuous, ...``"""
         off = {SORT_BY_LENGTH.name: 0}
-        told = [f"{name} {value:g}" for name, value in self.knobs if off.get(name) != value]
-        return ", ".join([self.name, *told])
+        told = [
+            f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
+            for name, value in self.shown_knobs.items()
+            if off.get(name) != value
+        ]
+        preset = PRESETS.get(self.policy)
+        name = self.name if preset is None else f"{self.name} = {'+'.join([preset.strategy, *self.features])}"
+        return ", ".join([name, *told])
 
 
 def strategy(name: str, knobs: Mapping[str, Any] | None = None) -> Strategy:
-    """A validated strategy; knobs not given have their defaults.
+    """A validated strategy or preset; knobs not given have their defaults.
 
     Raises:
         StrategyError: Unknown name or knob (says the nearest one), or an impossible value.
     """
     name = canonical(name)
-    given = dict(knobs or {})
+    policy = name.partition("+")[0]
+    own = PRESETS[policy].knobs if policy in PRESETS else {}
+    given = {**own, **(knobs or {})}
     values: dict[str, float | int] = {}
     for knob in knobs_of(name):
         try:
@@ -116,7 +158,21 @@ def strategy(name: str, knobs: Mapping[str, Any] | None = None) -> Strategy:
     if given:
         wrong = next(iter(given))
         raise StrategyError(f"strategy {name} has no knob {wrong!r}{_nearest(wrong, values)}")
+    _check_order(name, values, MIN_BATCH_SIZE.name in (knobs or {}))
     return Strategy(name, tuple(values.items()))
+
+
+def _check_order(name: str, values: dict[str, float | int], given: bool) -> None:
+    """A lower bound of the batch limit is no higher than the limit; where it was not given, it follows."""
+    least, most = values.get(MIN_BATCH_SIZE.name, 0), values.get(MAX_BATCH_SIZE.name, math.inf)
+    if least <= most:
+        return
+    if given:
+        raise StrategyError(
+            f"strategy {name}: {MIN_BATCH_SIZE.name} = {least}: must not exceed {MAX_BATCH_SIZE.name}, "
+            f"nearest is {most}"
+        )
+    values[MIN_BATCH_SIZE.name] = most
 
 
 def canonical(name: str) -> str:
@@ -126,8 +182,8 @@ def canonical(name: str) -> str:
         StrategyError: An unknown policy or feature, or features that exclude each other.
     """
     policy, *words = name.split("+")
-    if policy not in STRATEGIES:
-        raise StrategyError(f"unknown strategy {name!r}{_nearest(policy, STRATEGIES)}")
+    if policy not in STRATEGIES and policy not in PRESETS:
+        raise StrategyError(f"unknown strategy {name!r}{_nearest(policy, {**STRATEGIES, **PRESETS})}")
     wanted = {ALIASES.get(word, word) for word in words}
     for word in words:
         if ALIASES.get(word, word) not in FEATURES:
@@ -159,7 +215,12 @@ def knobs_of(name: str) -> tuple[Knob, ...]:
     """The knobs of a strategy by its canonical name: the policy's, then its features'."""
     policy, *features = name.split("+")
     own = [knob for feature in features for knob in FEATURES[feature].knobs]
-    return (*STRATEGIES[policy].knobs, *own)
+    return (*kind_of(policy).knobs, *own)
+
+
+def kind_of(policy: str) -> StrategyKind:
+    """The row of the table of a policy, or of the one that a preset is made of."""
+    return STRATEGIES[PRESETS[policy].strategy if policy in PRESETS else policy]
 
 
 def _nearest(word: str, valid: Mapping[str, object]) -> str:

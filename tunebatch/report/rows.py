@@ -59,6 +59,8 @@ def short_knobs(knobs: Mapping[str, object]) -> str:
     for name, value in knobs.items():
         if name == "max_batch_size":
             words.append(f"batch {value}")
+        elif name == "min_batch_size":
+            words.append(f"min {value}")
         elif name == "max_batched_tokens":
             words.append(f"{value} tokens")
         elif name == "chunk_size":

@@ -117,11 +117,12 @@ class TrialFacts:
         return strategy(self.strategy, self.knobs)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "knobs": self.chosen.shown_knobs}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialFacts:
         values = dict(data)
+        values["knobs"] = dict(strategy(values["strategy"], values["knobs"]).knobs)
         values["rates"] = tuple((float(rate), bool(met)) for rate, met in values.get("rates", ()))
         values["confirmed"] = tuple(values.get("confirmed", ()))
         missed = values.get("missed")

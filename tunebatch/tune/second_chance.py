@@ -11,10 +11,11 @@ import math
 from collections.abc import Sequence
 
 from tunebatch.engine.knobs import MAX_BATCH_SIZE
-from tunebatch.engine.strategies import Strategy, knobs_of, strategy
+from tunebatch.engine.presets import PRESETS
+from tunebatch.engine.strategies import Strategy, knobs_of
 from tunebatch.tune.facts import TrialFacts
 from tunebatch.tune.journal import StudyLog
-from tunebatch.tune.space import Space, config_hash
+from tunebatch.tune.space import Space, config_hash, with_batch_limit
 
 __all__ = ["queue_second_chances", "smaller"]
 
@@ -23,13 +24,14 @@ _LEAST = 2  # one request at a time is a strategy of its own
 
 
 def smaller(chosen: Strategy) -> Strategy | None:
-    """The same with a quarter of the batch; None when it has no batch limit, or the least one."""
+    """The same with a quarter of the batch; None when it has no batch limit, the least one, or is a preset,
+    which would no longer be what it is named after."""
     limit = next((knob for knob in knobs_of(chosen.name) if knob.name == MAX_BATCH_SIZE.name), None)
-    if limit is None:
+    if limit is None or chosen.policy in PRESETS:
         return None
-    knobs = dict(chosen.knobs)
-    batch = max(int(knobs[limit.name]) // _SHARE, _LEAST, math.ceil(limit.low))
-    return strategy(chosen.name, {**knobs, limit.name: batch}) if batch < knobs[limit.name] else None
+    now = dict(chosen.knobs)[limit.name]
+    batch = max(int(now) // _SHARE, _LEAST, math.ceil(limit.low))
+    return with_batch_limit(chosen, batch) if batch < now else None
 
 
 def queue_second_chances(log: StudyLog, space: Space) -> None:

@@ -14,24 +14,27 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tunebatch.engine.knobs import MAX_BATCH_SIZE, Knob
-from tunebatch.engine.strategies import Strategy, canonical, knobs_of, strategy
+from tunebatch.engine.knobs import MAX_BATCH_SIZE, MIN_BATCH_SIZE, Knob
+from tunebatch.engine.presets import PRESETS
+from tunebatch.engine.strategies import Strategy, canonical, kind_of, knobs_of, strategy
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-__all__ = ["Space", "config_hash", "within_slots"]
+__all__ = ["Space", "config_hash", "with_batch_limit", "within_slots"]
 
 Params = dict[str, Any]
 
 _PREFIX = "log2_"
 _DIGITS = 3  # significant digits of a knob that is no whole number
+_AUTO_WIDTH = 1.0  # octaves under a knob's range that stand for finding the value itself
 
 
 class Space:
     """The parameters of a search: ``strategy``, and ``log2_<knob>`` for each knob of any strategy.
 
-    Strategies that have a knob of the same name share its parameter, which covers both ranges.
+    Strategies that have a knob of the same name share its parameter, which covers both ranges. A preset
+    is what it is with its own knobs, and only those of features added to it are searched.
 
     Args:
         max_slots: Batch slots of the executor, which are the most that a batch limit can mean; None: as
@@ -52,7 +55,7 @@ class Space:
         self._ranges: dict[str, tuple[float, float]] = {}
         for knobs in self._knobs.values():
             for knob in knobs:
-                low, high = _encode(knob, knob.low), _encode(knob, knob.high)
+                low, high = _low(knob), _encode(knob, knob.high)
                 old = self._ranges.get(knob.name, (low, high))
                 self._ranges[knob.name] = (min(low, old[0]), max(high, old[1]))
 
@@ -79,7 +82,7 @@ class Space:
         knobs = {
             knob.name: _decode(knob, float(params[_PREFIX + knob.name])) for knob in self._knobs.get(name, ())
         }
-        return strategy(name, knobs)
+        return within_slots(strategy(name, _in_order(knobs)), self._max_slots)
 
     def to_params(self, chosen: Strategy) -> Params:
         """What ``to_strategy`` makes the strategy of; knobs that it lacks stand in the middle."""
@@ -115,14 +118,28 @@ def config_hash(chosen: Strategy) -> str:
 def within_slots(chosen: Strategy, max_slots: int | None) -> Strategy:
     """The same with a batch limit that there are slots for: the engine would silently keep to those, and
     the limit that it is reported with would be a lie."""
-    knobs = dict(chosen.knobs)
-    if max_slots is None or knobs.get(MAX_BATCH_SIZE.name, 0) <= max_slots:
+    if max_slots is None or dict(chosen.knobs).get(MAX_BATCH_SIZE.name, 0) <= max_slots:
         return chosen
-    return strategy(chosen.name, {**knobs, MAX_BATCH_SIZE.name: max_slots})
+    return with_batch_limit(chosen, max_slots)
+
+
+def with_batch_limit(chosen: Strategy, batch: int) -> Strategy:
+    """The same with another batch limit, and a lower bound of it that is no higher."""
+    return strategy(chosen.name, _in_order({**dict(chosen.knobs), MAX_BATCH_SIZE.name: batch}))
+
+
+def _in_order(knobs: Mapping[str, float | int]) -> dict[str, float | int]:
+    """A lower bound of the batch limit no higher than the limit."""
+    found = dict(knobs)
+    if MIN_BATCH_SIZE.name in found:
+        found[MIN_BATCH_SIZE.name] = min(found[MIN_BATCH_SIZE.name], found[MAX_BATCH_SIZE.name])
+    return found
 
 
 def _knobs_of(name: str, max_slots: int | None, offline: bool) -> tuple[Knob, ...]:
-    knobs = tuple(knob for knob in knobs_of(name) if offline or not knob.offline)
+    policy = name.partition("+")[0]
+    fixed = kind_of(policy).knobs if policy in PRESETS else ()
+    knobs = tuple(knob for knob in knobs_of(name) if knob not in fixed and (offline or not knob.offline))
     if max_slots is None:
         return knobs
     return tuple(
@@ -136,11 +153,20 @@ def _shift(knob: Knob) -> float:
     return 1.0 if knob.low <= 0.0 else 0.0
 
 
+def _low(knob: Knob) -> float:
+    """The least parameter, with room below the range where the knob can find its value itself."""
+    return _encode(knob, knob.low) - (_AUTO_WIDTH if knob.auto else 0.0)
+
+
 def _encode(knob: Knob, value: float) -> float:
+    if knob.auto and value == 0:
+        return _encode(knob, knob.low) - _AUTO_WIDTH / 2.0
     return math.log2(value + _shift(knob))
 
 
 def _decode(knob: Knob, log2: float) -> float | int:
+    if knob.auto and log2 < _encode(knob, knob.low):
+        return 0
     value: float = min(max(math.exp2(log2) - _shift(knob), knob.low), knob.high)
     if knob.integer:
         return round(value)

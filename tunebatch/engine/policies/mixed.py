@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from tunebatch.engine.limits import NO_LIMITS, LatencyLimits
 from tunebatch.engine.plan import Slice, StepPlan
+from tunebatch.engine.policies.base import StepTaken
+from tunebatch.engine.policies.budget import AutoBudget, FixedBudget
 from tunebatch.engine.queues import Queues
 from tunebatch.engine.sequence import Sequence
 
@@ -23,44 +28,66 @@ class Mixed:
 
     Args:
         max_batch_size: Most sequences that run at once.
-        chunk_size: Most tokens per step, decodes included; so no more than this many sequences run.
+        chunk_size: Most tokens per step, decodes included; so no more than this many sequences run. 0: as
+            many as the run's own steps say, see `AutoBudget`.
         max_partial_prefills: Most prompts that may be left half computed by a step.
+        limits: Of the SLO, which an automatic ``chunk_size`` keeps to.
     """
 
     holds_slots = False
 
     def __init__(
-        self, max_batch_size: int = 32, chunk_size: int = 512, max_partial_prefills: int = 1
+        self,
+        max_batch_size: int = 32,
+        chunk_size: int = 512,
+        max_partial_prefills: int = 1,
+        limits: LatencyLimits = NO_LIMITS,
     ) -> None:
         self.max_batch_size = max_batch_size
-        self._token_budget = chunk_size
+        self._budget = FixedBudget(chunk_size) if chunk_size else AutoBudget(limits.tpot_s)
         self._max_partial = max_partial_prefills
 
     def plan(self, now: float, queues: Queues) -> StepPlan | float | None:
         plan = queues.decode(StepPlan(), now)
-        # Drafts may leave less than the decodes alone, but a prompt that has begun always gets on.
-        budget = max(self._token_budget - plan.num_decodes - plan.num_slice_tokens, len(queues.partial))
-        # Prompts that leave some of the budget are computed, so that others can have their places.
-        while budget > 0 and (prompts := self._prompts(now, queues, budget)):
-            slices = _shared(prompts, queues, budget)
-            plan.slices += slices
-            budget -= sum(piece.num_tokens for piece in slices)
+        tokens = self._budget.prompt_tokens(plan, queues)
+        add_prompts(plan, queues, tokens, self._max_partial, lambda: queues.admit(now))
         return plan or None
 
-    def _prompts(self, now: float, queues: Queues, budget: int) -> list[Sequence]:
-        """Those that have begun and, oldest first, as many more as cannot take from their shares."""
-        share = max(budget // self._max_partial, 1)
-        prompts = list(queues.partial.values())
-        room = budget - sum(min(sequence.num_uncomputed, share) for sequence in prompts)
-        num_cut = sum(sequence.num_uncomputed > share for sequence in prompts)
-        while (oldest := queues.oldest_waiting) is not None:
-            wanted = queues.num_to_compute(oldest)
-            room -= min(wanted, share)
-            num_cut += wanted > share
-            if room < 0 or num_cut > self._max_partial or not queues.admit(now):
-                break
-            prompts.append(oldest)
-        return prompts
+    def took(self, step: StepTaken) -> None:
+        self._budget.took(step)
+
+
+def add_prompts(
+    plan: StepPlan, queues: Queues, num_tokens: int, max_partial: int, admit: Callable[[], bool]
+) -> None:
+    """Fill a step with parts of prompts.
+
+    Args:
+        num_tokens: Most prompt tokens; at least one for each prompt that has begun, or 0 where none has.
+        max_partial: Most prompts that may be left half computed.
+        admit: Starts the oldest waiting request, or says that it has to wait.
+    """
+    # Prompts that leave some of the budget are computed, so that others can have their places.
+    while num_tokens > 0 and (prompts := _prompts(queues, num_tokens, max_partial, admit)):
+        slices = _shared(prompts, queues, num_tokens)
+        plan.slices += slices
+        num_tokens -= sum(piece.num_tokens for piece in slices)
+
+
+def _prompts(queues: Queues, budget: int, max_partial: int, admit: Callable[[], bool]) -> list[Sequence]:
+    """Those that have begun and, oldest first, as many more as cannot take from their shares."""
+    share = max(budget // max_partial, 1)
+    prompts = list(queues.partial.values())
+    room = budget - sum(min(sequence.num_uncomputed, share) for sequence in prompts)
+    num_cut = sum(sequence.num_uncomputed > share for sequence in prompts)
+    while (oldest := queues.oldest_waiting) is not None:
+        wanted = queues.num_to_compute(oldest)
+        room -= min(wanted, share)
+        num_cut += wanted > share
+        if room < 0 or num_cut > max_partial or not admit():
+            break
+        prompts.append(oldest)
+    return prompts
 
 
 def _shared(prompts: list[Sequence], queues: Queues, budget: int) -> list[Slice]:

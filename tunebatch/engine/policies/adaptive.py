@@ -1,0 +1,78 @@
+"""Mixed steps whose size, batch and admission follow what the run itself shows."""
+
+from __future__ import annotations
+
+from tunebatch.engine.limits import NO_LIMITS, LatencyLimits
+from tunebatch.engine.plan import StepPlan
+from tunebatch.engine.policies.base import StepTaken
+from tunebatch.engine.policies.batch_limit import BatchLimit
+from tunebatch.engine.policies.budget import AutoBudget
+from tunebatch.engine.policies.forecast import PeakForecast
+from tunebatch.engine.policies.mixed import add_prompts
+from tunebatch.engine.queues import Queues
+from tunebatch.engine.sequence import Sequence
+
+_URGENT = 0.5  # of the limit on the TTFT, that a request has waited
+
+
+class Adaptive:
+    """`Mixed`, steered by three things that it learns: what a step costs, which sets its prompt tokens
+    (`AutoBudget`); how long decodes take, which moves the batch limit (`BatchLimit`); how long answers are,
+    which keeps out requests that would run the KV cache over (`PeakForecast`).
+
+    Requests are admitted in order, and one that nobody runs beside always is, so that a wrong forecast costs
+    time and nothing else.
+
+    Args:
+        min_batch_size: Sequences that may run at any time, however slow the steps.
+        max_batch_size: Most sequences that ever run at once.
+        target: Share of the limit on the TPOT that a step may take; without such a limit nothing.
+        limits: Of the SLO.
+    """
+
+    holds_slots = False
+
+    def __init__(
+        self,
+        min_batch_size: int = 4,
+        max_batch_size: int = 32,
+        target: float = 0.9,
+        limits: LatencyLimits = NO_LIMITS,
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self._budget = AutoBudget(limits.tpot_s, target)
+        self._limit = BatchLimit(min_batch_size, max_batch_size, limits.tpot_s, target)
+        self._forecast = PeakForecast()
+        self._ttft_limit_s = limits.ttft_s
+
+    def plan(self, now: float, queues: Queues) -> StepPlan | float | None:
+        plan = queues.decode(StepPlan(), now)
+        tokens = self._budget.prompt_tokens(plan, queues)
+        add_prompts(plan, queues, tokens, 1, lambda: self._admit(now, queues))
+        return plan or None
+
+    def took(self, step: StepTaken) -> None:
+        self._budget.took(step)
+        self._limit.took(step)
+        for sequence in step.ended:
+            self._forecast.lengths.observe(sequence.num_output)
+
+    def _admit(self, now: float, queues: Queues) -> bool:
+        oldest = queues.oldest_waiting
+        if oldest is None:
+            return False
+        if len(queues.running) >= self._limit.size:
+            self._limit.keeps_out(len(queues.waiting), self._is_urgent(oldest, now))
+            return False
+        if queues.running and not self._forecast.fits(oldest, queues):
+            return False
+        if not queues.admit(now):
+            return False
+        self._forecast.admitted(oldest, queues)
+        return True
+
+    def _is_urgent(self, oldest: Sequence, now: float) -> bool:
+        limit_s = self._ttft_limit_s
+        if limit_s is None or oldest.num_output > 0:
+            return False
+        return now - oldest.request.arrival_s > _URGENT * limit_s
