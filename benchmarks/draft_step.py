@@ -1,9 +1,11 @@
-"""What a step of the bundled draft costs against one of its target, by the engine's own executor.
+"""What a step of the bundled draft costs against one of its target, in the engine as it serves.
 
-    python benchmarks/draft_step.py [--batch 1 8 32] [--dtype float32] [--drafts 3] [--rounds 100]
+    python benchmarks/draft_step.py [--batch 1 8 32] [--dtype float32] [--drafts 5] [--rounds 3]
 
-After each target step come ``--drafts`` draft steps, as in speculative decoding: timed alone, the draft
-would keep its weights in the caches that the target's step clears. Sequences are 256 tokens long.
+Runs without drafts, with one and with ``--drafts`` take turns on the same prompts of 256 tokens, each with 64
+tokens of output. Counted are the steps in which all sequences decode: the target's of the first run, and the
+proposals of the others. The first pass of a proposal also catches up with what was accepted, so a draft
+step is what each further draft adds; the whole proposal stands beside it.
 """
 
 from __future__ import annotations
@@ -11,66 +13,92 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence as SequenceOf
 
-from tunebatch.engine.group import DecodeGroup
-from tunebatch.engine.plan import Slice, StepPlan
+import numpy as np
+
+from tunebatch.engine.assemble import engine_for
+from tunebatch.engine.clock import ReplayClock
 from tunebatch.engine.request import Request
-from tunebatch.engine.sequence import Sequence
+from tunebatch.engine.speculation.drafter import Wanted
+from tunebatch.engine.strategies import strategy
+from tunebatch.execute.torch.draft_model import DraftModel, load_draft
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import load_executor
-from tunebatch.models import bundled_draft, bundled_target
+from tunebatch.execute.torch.same_tokens import AllAtOnce
+from tunebatch.models import bundled_corpus
+from tunebatch.workload.prompts import CorpusPrompts
 
-CONTEXT, WARM_UP = 256, 5
-
-
-def decoding(executor: TorchExecutor, batch: int) -> DecodeGroup:
-    """``batch`` sequences with their prompts computed, and blocks for all that follows."""
-    executor.reset()
-    group = DecodeGroup(executor.block_size)
-    blocks = 2 * CONTEXT // executor.block_size
-    for index in range(batch):
-        prompt = tuple(5 + (7 * index + 11 * j) % 4000 for j in range(CONTEXT))
-        sequence = Sequence(Request(index, prompt, max_tokens=CONTEXT, ignore_eos=True))
-        sequence.slot = index
-        sequence.block_table = list(range(index * blocks, (index + 1) * blocks))
-        executor.execute(StepPlan([Slice(sequence, 0, CONTEXT)]))
-        sequence.num_computed = CONTEXT
-        group.join(sequence)
-    return group
+PROMPT_TOKENS, OUTPUT_TOKENS = 256, 64
 
 
-def step_milliseconds(
-    target: TorchExecutor, draft: TorchExecutor, batch: int, drafts: int, rounds: int
-) -> tuple[float, float]:
-    """Median time of a step of each; every round goes on from the same contexts."""
-    groups = {target: decoding(target, batch), draft: decoding(draft, batch)}
-    times: dict[TorchExecutor, list[float]] = {target: [], draft: []}
-    for _ in range(WARM_UP + rounds):
-        for executor, steps in ((target, 1), (draft, drafts)):
-            begin = time.perf_counter()
-            for _ in range(steps):
-                executor.execute(StepPlan(decodes=groups[executor]))
-            times[executor].append((time.perf_counter() - begin) / steps * 1e3)
-            for slot in range(batch):
-                executor.set_slot(slot, last_token=5, position=CONTEXT)
-    return statistics.median(times[target][WARM_UP:]), statistics.median(times[draft][WARM_UP:])
+class Timed:
+    """A draft model whose proposals for a full batch are timed."""
+
+    def __init__(self, draft: DraftModel, batch: int) -> None:
+        self._draft = draft
+        self._batch = batch
+        self.times_ms: list[float] = []
+
+    def reset(self) -> None:
+        self._draft.reset()
+
+    def propose(self, wanted: SequenceOf[Wanted]) -> list[SequenceOf[int]]:
+        begin = time.perf_counter()
+        proposed = self._draft.propose(wanted)
+        if len(wanted) == self._batch:
+            self.times_ms.append((time.perf_counter() - begin) * 1e3)
+        return proposed
+
+
+def proposals_ms(
+    target: TorchExecutor, draft: DraftModel, requests: list[Request], num_drafts: int
+) -> list[float]:
+    """Of one run; the first, which computes the prompts, left out."""
+    timed = target.drafter = Timed(draft, len(requests))
+    knobs = {"max_batch_size": len(requests), "num_drafts": num_drafts}
+    target.reset()
+    engine_for(strategy("continuous+draft", knobs), target, AllAtOnce(requests), ReplayClock()).run()
+    return timed.times_ms[1:]
+
+
+def steps_ms(target: TorchExecutor, requests: list[Request]) -> list[float]:
+    """Plain decode steps of the whole batch, of one run."""
+    target.reset()
+    chosen = strategy("continuous", {"max_batch_size": len(requests)})
+    steps = engine_for(chosen, target, AllAtOnce(requests), ReplayClock()).run().steps
+    full = zip(steps.duration_s, steps.num_decodes, strict=True)
+    return [duration_s * 1e3 for duration_s, decodes in full if decodes == len(requests)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32])
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--drafts", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the target")
+    parser.add_argument("--drafts", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    pair = [
-        load_executor(str(path), device="cpu", dtype=options.dtype, max_slots=max(options.batch))
-        for path in (bundled_target(), bundled_draft())
-    ]
+    target = load_executor("bundled", device="cpu", dtype=options.dtype, max_slots=max(options.batch))
+    draft = load_draft(target, "bundled")
+    prompts, rng = CorpusPrompts(bundled_corpus()), np.random.default_rng(0)
     for batch in options.batch:
-        slow, quick = step_milliseconds(pair[0], pair[1], batch, options.drafts, options.rounds)
+        requests = [
+            Request(i, prompts.prompt(i, PROMPT_TOKENS, rng), OUTPUT_TOKENS, ignore_eos=True)
+            for i in range(batch)
+        ]
+        plain: list[float] = []
+        one: list[float] = []
+        several: list[float] = []
+        for _ in range(options.rounds):
+            plain += steps_ms(target, requests)
+            one += proposals_ms(target, draft, requests, 1)
+            several += proposals_ms(target, draft, requests, options.drafts)
+        step, first, whole = (statistics.median(times) for times in (plain, one, several))
+        each = (whole - first) / (options.drafts - 1)
         print(
-            f"batch {batch:>2}: target {slow:.2f} ms, draft {quick:.2f} ms, target / draft {slow / quick:.1f}"
+            f"batch {batch:>2}: target step {step:.2f} ms, draft step {each:.2f} ms, target / draft "
+            f"{step / each:.1f}; a proposal of {options.drafts} takes {whole:.2f} ms, with catching up "
+            f"{options.drafts * step / whole:.1f} a draft"
         )
 
 

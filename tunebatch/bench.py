@@ -114,6 +114,7 @@ def measure(
         metrics=metrics,
         verdict=check(metrics, slo, judge.missed if judge is not None else None) if slo is not None else None,
         conditions=conditions(metrics, time.name, workload.seed),
+        speculation=record.speculation,
         record=record,
     )
 

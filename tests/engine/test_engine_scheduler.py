@@ -85,7 +85,7 @@ LIMITS = st.builds(
 
 
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=320, deadline=None)
 @given(
     shapes=st.lists(SHAPES, min_size=1, max_size=14),
     num_blocks=st.integers(3, 10),

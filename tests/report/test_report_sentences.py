@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tunebatch.engine.records import SpeculationRecord
 from tunebatch.engine.strategies import STRATEGIES, strategy
 from tunebatch.report.rows import duration, number, short_knobs
 from tunebatch.report.sentence import Gain, fastest_line, winner_line
+from tunebatch.report.speculation import speculation_line
 from tunebatch.report.why import LEGEND, samples_problem, why_table
 
 
@@ -96,3 +98,12 @@ def test_numbers(value: float | None, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(2.5, "2.50 s"), (0.0303, "30.3 ms"), (4e-5, "40 us")])
 def test_durations(value: float, text: str) -> None:
     assert duration(value) == text
+
+
+def test_drafts_are_told_by_position_and_by_batch() -> None:
+    record = SpeculationRecord([100, 80], [75, 20], 400, 700, [(1, 1, 5), (2, 7, 0)])
+    assert speculation_line("mixed+ngram", record) == (
+        "mixed+ngram: 95 of 180 drafts accepted; by position 75 %, 25 %; "
+        "drafts by batch, as learnt: 1: 5, 2 to 7: 0"
+    )
+    assert "nothing was drafted in 4 decodes" in speculation_line("x", SpeculationRecord(num_decodes=4))

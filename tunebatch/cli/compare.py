@@ -215,6 +215,7 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
     from tunebatch.measure.result import to_json_dict
     from tunebatch.report.screen import print_rows
     from tunebatch.report.sentence import fastest_line
+    from tunebatch.report.speculation import speculation_line
     from tunebatch.report.why import hung_up_text
 
     if json:
@@ -233,6 +234,9 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
     )
     if len(rates) > 1:
         print("note: the same traffic offered at different rates: latencies are those of each one's own load")
+    for _, result in results:
+        if result.speculation is not None and not quiet:
+            output.stdout().print(speculation_line(result.strategy, result.speculation), soft_wrap=True)
     if (gone := hung_up_text(rows)) is not None:
         print(f"caution: {gone}")
 

@@ -56,6 +56,7 @@ def run(
     from tunebatch.report.progress import Progress
     from tunebatch.report.rows import Row
     from tunebatch.report.screen import print_rows
+    from tunebatch.report.speculation import speculation_line
     from tunebatch.report.why import hung_up_text
     from tunebatch.tune.space import within_slots
 
@@ -112,6 +113,8 @@ def run(
             console.print()
             console.print(latency_table(result.metrics))
             console.print(NOTE, style="dim")
+            if result.speculation is not None:
+                console.print(speculation_line(result.strategy, result.speculation), soft_wrap=True)
             if result.conditions is not None:
                 console.print(conditions_line(result.conditions), soft_wrap=True)
         if (gone := hung_up_text(rows)) is not None:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 import numpy as np
 
-from tunebatch.engine.records import STEP_COLUMNS, RequestRecord, RunRecord, StepLog
+from tunebatch.engine.records import STEP_COLUMNS, RequestRecord, RunRecord, SpeculationRecord, StepLog
 from tunebatch.measure import latency
 from tunebatch.measure.atomic import write_all
 from tunebatch.measure.conditions import Conditions
@@ -54,6 +54,7 @@ class RunResult:
         slo: Limits as text, see ``slo.parse_slo``.
         conditions: None on a result of a version that did not tell them.
         verdict: None without an SLO.
+        speculation: What became of drafts; None where the strategy drafts nothing.
         record: The raw records; None on a result that was read back.
     """
 
@@ -66,6 +67,7 @@ class RunResult:
     metrics: Metrics
     verdict: SloVerdict | None = None
     conditions: Conditions | None = None
+    speculation: SpeculationRecord | None = None
     record: RunRecord | None = None
     schema: str = SCHEMA
 
@@ -83,6 +85,7 @@ class _Stored:
     metrics: Metrics
     verdict: SloVerdict | None = None
     conditions: Conditions | None = None
+    speculation: SpeculationRecord | None = None
 
 
 _STORED = tuple(field.name for field in dataclasses.fields(_Stored))

@@ -40,7 +40,11 @@ class NGram:
             if at < 0:
                 break
             found = before = at + size
-        return array(_CODE, bytes(text[found : found + count * _WIDTH])) if found >= 0 else ()
+        if found < 0:
+            return ()
+        ahead = array(_CODE, bytes(text[found : found + count * _WIDTH]))
+        # What ends before so many tokens is a loop, which may go round again.
+        return (ahead * -(-count // len(ahead)))[:count]
 
 
 def _last_aligned(text: bytearray, ngram: bytearray, end: int) -> int:

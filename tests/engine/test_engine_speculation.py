@@ -1,0 +1,113 @@
+"""What is drafted: prompt lookup, and how many tokens pay."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunebatch.engine.request import Request
+from tunebatch.engine.sequence import Sequence
+from tunebatch.engine.speculation.depth import Auto
+from tunebatch.engine.speculation.ngram import NGram
+
+
+def sequence(*tokens: int, output: tuple[int, ...] = ()) -> Sequence:
+    made = Sequence(Request(0, tokens, max_tokens=100))
+    made.output += output
+    return made
+
+
+def drafts(made: Sequence, count: int = 4) -> list[int]:
+    (tokens,) = NGram().propose([(made, count)])
+    return list(tokens)
+
+
+def test_what_followed_before_follows_again() -> None:
+    assert drafts(sequence(1, 2, 3, 4, 5, 6, 9, 1, 2), 3) == [3, 4, 5]
+    assert drafts(sequence(1, 2, 3, 4, 5, output=(8, 1, 2)), 2) == [3, 4]
+    # The longer context decides, of equal ones the later.
+    assert drafts(sequence(1, 2, 3, 7, 0, 2, 3, 8, 0, 1, 2, 3), 1) == [7]
+    assert drafts(sequence(2, 3, 7, 0, 2, 3, 8, 0, 2, 3), 1) == [8]
+    assert drafts(sequence(1, 2, 3, 4, 5, 6)) == [] == drafts(sequence(1)) == drafts(sequence(7, 7))
+    # One token alone is no context.
+    assert drafts(sequence(1, 2, 3, 1)) == []
+
+
+def test_what_repeats_itself_goes_on_repeating() -> None:
+    assert drafts(sequence(5, 6, 7, 5, 6, 7, 5, 6), 5) == [7, 5, 6, 7, 5]
+    assert drafts(sequence(9, 4, 4, 4), 3) == [4, 4, 4]
+
+
+def test_tokens_are_found_on_their_own_boundaries_only() -> None:
+    # In bytes 256 and 1 are 0, 1, 0, 0 and 1, 0, 0, 0: one stands inside the other.
+    assert drafts(sequence(65536, 256, 1, 7, 256, 65536, 3, 1, 256), 2) == []
+    assert drafts(sequence(1 << 24, 1 << 16, 5, 1 << 8, 1, 6, 1 << 24, 1 << 16), 1) == [5]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([0, 1, 2, 256, 65536]), min_size=1, max_size=40), st.integers(1, 6), st.data()
+)
+def test_lookup_equals_a_search_of_the_list(tokens: list[int], count: int, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(1, len(tokens)))
+    made, drafter = sequence(*tokens[:cut]), NGram()
+    for token in tokens[cut:]:
+        drafter.propose([(made, count)])
+        made.output.append(token)
+    (got,) = drafter.propose([(made, count)])
+    assert list(got) == searched(tokens, count)
+
+
+def searched(tokens: list[int], count: int) -> list[int]:
+    for ngram in (4, 3, 2):
+        for end in range(len(tokens) - 1, ngram - 1, -1):
+            if ngram < len(tokens) and tokens[end - ngram : end] == tokens[-ngram:]:
+                ahead = tokens[end:]
+                return [ahead[i % len(ahead)] for i in range(count)]
+    return []
+
+
+def learnt(step_s: float, draft_s: float, verify_s: float, acceptance: float, batch: int, steps: int) -> Auto:
+    """What it learns where a step with ``k`` drafts takes ``step_s + k (draft_s + verify_s)``, with noise."""
+    auto, luck = Auto(8), random.Random(0)
+    for _ in range(steps):
+        depth = auto.choose(batch)
+        accepted = []
+        for _ in range(batch):
+            count = 0
+            while count < depth and luck.random() < acceptance:
+                count += 1
+            accepted.append(count)
+        if depth:
+            auto.verified(depth, batch, accepted)
+        auto.took(batch, depth, (step_s + depth * (draft_s + verify_s)) * luck.uniform(0.9, 1.2))
+    return auto
+
+
+@pytest.mark.parametrize(
+    ("draft", "acceptance", "least", "most"),
+    [(0.05, 0.9, 5, 8), (0.15, 0.7, 1, 4), (0.3, 0.2, 0, 0), (1.5, 0.9, 0, 0)],
+)
+def test_the_depth_follows_acceptance_and_cost(
+    draft: float, acceptance: float, least: int, most: int
+) -> None:
+    auto = learnt(1.0, draft, 0.02, acceptance, batch=4, steps=200)
+    ((low, high, depth),) = auto.table()
+    assert (low, high) == (4, 4) and least <= depth <= most
+    rates = [sum(acceptance**i for i in range(k + 1)) / (1 + k * (draft + 0.02)) for k in range(9)]
+    assert rates[depth] >= 0.93 * max(rates)
+
+
+def test_depths_are_learnt_for_each_size_of_batch() -> None:
+    auto = learnt(1.0, 0.05, 0.02, 0.8, batch=1, steps=100)
+    for _ in range(100):
+        depth = auto.choose(32)
+        auto.took(32, depth, 1.0 + depth)
+        if depth:
+            auto.verified(depth, 32, [1] * 20)
+    (small, large) = auto.table()
+    assert small[:2] == (1, 1) and small[2] >= 3
+    assert large == (32, 32, 0)

@@ -1,0 +1,29 @@
+"""What became of drafts, in words."""
+
+from __future__ import annotations
+
+from tunebatch.engine.records import SpeculationRecord
+
+
+def speculation_line(name: str, record: SpeculationRecord) -> str:
+    """Acceptance by position and what the run learnt of it, in one line.
+
+    ``name`` is the strategy. Shares are of the drafts that stood at a position; a table of drafts by batch
+    is what vLLM takes as ``num_speculative_tokens`` by batch size.
+    """
+    drafted = sum(record.drafted_at)
+    if not drafted:
+        return f"{name}: nothing was drafted in {record.num_decodes:,} decodes"
+    shares = ", ".join(
+        f"{accepted / count:.0%}".replace("%", " %")
+        for accepted, count in zip(record.accepted_at, record.drafted_at, strict=True)
+    )
+    accepted = sum(record.accepted_at)
+    line = f"{name}: {accepted:,} of {drafted:,} drafts accepted; by position {shares}"
+    if record.depth_by_batch:
+        learnt = ", ".join(
+            f"{low} to {high}: {depth}" if low < high else f"{low}: {depth}"
+            for low, high, depth in record.depth_by_batch
+        )
+        line += f"; drafts by batch, as learnt: {learnt}"
+    return line
