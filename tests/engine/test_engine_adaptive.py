@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tunebatch.engine.assemble import engine_for
+from tunebatch.engine.clock import VirtualClock
 from tunebatch.engine.limits import LatencyLimits
 from tunebatch.engine.plan import StepOutput, StepPlan
 from tunebatch.engine.policies.adaptive import Adaptive
@@ -79,6 +81,20 @@ def test_the_policies_that_learn_are_told_of_every_step(kit: SimpleNamespace) ->
     assert sorted(ended) == list(range(9))
     learners = {name for name in STRATEGIES if isinstance(strategy(name).make_policy(), Learner)}
     assert learners == {"mixed", "adaptive"}
+
+
+def test_sequences_with_drafts_decode_too(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[StepTaken] = []
+    monkeypatch.setattr(Adaptive, "took", lambda self, step: told.append(step))
+    requests = [kit.request(i, 5, 30) for i in range(4)]
+    chosen = strategy("adaptive+draft", {"num_drafts": 2})
+    run = engine_for(chosen, kit.Executor(duration=formula), kit.Source(requests), VirtualClock()).run()
+    assert sum(step.num_accepted for step in told) == sum(record.num_accepted for record in run.requests) > 0
+    # The first token of each comes from its prompt.
+    assert sum(step.num_decodes + step.num_accepted for step in told) == 4 * 29
+    drafts = sum(record.num_drafted for record in run.requests)
+    assert sum(step.num_more_tokens for step in told) == 4 * 5 + drafts
+    assert all(step.context_sum >= 6 * step.num_decodes for step in told)
 
 
 @pytest.mark.parametrize("tpot_s", [0.01, 0.02, 0.08])

@@ -111,7 +111,7 @@ class Engine:
         if self._speculator is not None:
             self._tell_speculator(decision, output, end - now)
         if self._learner is not None:
-            self._learner.took(self._taken(decision, output))
+            self._learner.took(self._taken(decision))
         self._tell_ended(end)
         return True
 
@@ -124,22 +124,17 @@ class Engine:
         ]
         self._speculator.step_done(verified, len(verified) == len(plan.slices), duration_s)
 
-    def _taken(self, plan: StepPlan, output: StepOutput) -> StepTaken:
+    def _taken(self, plan: StepPlan) -> StepTaken:
         """The step that was logged last."""
         log = self._log
-        drafts = accepted = 0
-        if self._speculator is not None:
-            for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
-                if piece.draft_tokens:
-                    drafts += len(piece.draft_tokens)
-                    accepted += len(tokens) - 1
+        drafting = [piece for piece in plan.slices if piece.draft_tokens]
         return StepTaken(
             duration_s=log.duration_s[-1],
-            num_decodes=log.num_decodes[-1],
-            context_sum=log.context_sum[-1],
-            num_more_tokens=log.num_prefill_tokens[-1] + drafts,
-            num_accepted=accepted,
-            num_preempted=plan.num_preempted,
+            num_decodes=log.num_decodes[-1] + len(drafting),
+            context_sum=log.context_sum[-1] + sum(piece.start + piece.num_tokens for piece in drafting),
+            num_more_tokens=log.num_prefill_tokens[-1] + log.num_draft_tokens[-1],
+            num_accepted=log.num_draft_tokens[-1] - log.num_rejected[-1],
+            num_preempted=log.num_preempted[-1],
             ended=self.queues.ended,
         )
 
