@@ -9,12 +9,12 @@ from typing import Protocol
 
 # Batches of like size share what was measured: 1, 2-3, 4-7, 8-15, ...
 _RECENT = 7  # steps whose median is what a depth costs now; contexts grow
-_TRIES = 2  # steps of each depth at first
-_LOOK_AGAIN = 64  # steps until another depth than the best is tried
+_TRIES = 3  # steps of each depth at first: one may have computed whole prompts too
+_LOOK_AGAIN = 32  # steps until another depth than the best is tried
 _PROBES = (0, 3)  # depths that are tried first; a line through both tells of the others
 _CLEARLY = 1.03  # times more tokens per second, or the deeper draft is not worth its noise
 _GUESSED_STEP = 0.2  # of a plain step that a draft adds, before anything was measured
-_PRIOR = 4  # verifications that a guess counts as
+_GUESS, _PRIOR = 0.6, 4  # acceptance before anything was measured, and verifications that it counts as
 
 
 class Depth(Protocol):
@@ -83,8 +83,8 @@ class Auto:
         self._most = most
         self._probes = tuple(min(depth, most) for depth in _PROBES)
         self._buckets: defaultdict[int, _Bucket] = defaultdict(_Bucket)
-        self._asked = [float(_PRIOR)] * most
-        self._accepted = [_PRIOR * 0.6 ** (position + 1) for position in range(most)]
+        self._reached = [0] * most
+        self._accepted = [0] * most
 
     def choose(self, batch: int) -> int:
         bucket = self._buckets[batch.bit_length()]
@@ -96,8 +96,8 @@ class Auto:
         else:
             depth = self._best(bucket)
             if bucket.visits % _LOOK_AGAIN == 0:
-                turn = bucket.visits // _LOOK_AGAIN % 3
-                depth = (0, max(depth - 1, 0), min(depth + 1, self._most))[turn]
+                turn = bucket.visits // _LOOK_AGAIN % 4
+                depth = min(max((depth + 1, depth - 1, depth + 2, 0)[turn], 0), self._most)
         bucket.tries[depth] += 1
         return depth
 
@@ -105,11 +105,11 @@ class Auto:
         self._buckets[batch.bit_length()].costs[depth].append(duration_s)
 
     def verified(self, depth: int, batch: int, accepted: list[int]) -> None:
+        reached = batch
         for position in range(depth):
-            self._asked[position] += batch
-        for count in accepted:
-            for position in range(count):
-                self._accepted[position] += 1
+            self._reached[position] += reached
+            reached = sum(count > position for count in accepted)
+            self._accepted[position] += reached
 
     def table(self) -> list[tuple[int, int, int]]:
         rows: list[tuple[int, int, int]] = []
@@ -123,9 +123,13 @@ class Auto:
 
     def _best(self, bucket: _Bucket) -> int:
         known = sorted((depth, median(times)) for depth, times in bucket.costs.items())
-        rates, tokens = [1.0 / _cost(known, 0)], 1.0
+        rates, tokens, accepted, all_accepted = [1.0 / _cost(known, 0)], 1.0, _GUESS, 1.0
         for position in range(self._most):
-            tokens += self._accepted[position] / self._asked[position]
+            # A position that was seldom reached is guessed to be like the one before it.
+            seen = self._accepted[position] + _PRIOR * accepted
+            accepted = seen / (self._reached[position] + _PRIOR)
+            all_accepted *= accepted
+            tokens += all_accepted
             rates.append(tokens / _cost(known, position + 1))
         enough = max(rates) / _CLEARLY
         return next(depth for depth, rate in enumerate(rates) if rate >= enough)
