@@ -22,6 +22,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	@$(VENV)/bin/python benchmarks/planner.py
+	@$(VENV)/bin/python benchmarks/prefix_lookup.py
+	@$(VENV)/bin/python benchmarks/ngram_lookup.py
+	@$(VENV)/bin/python benchmarks/draft_step.py
 	@$(VENV)/bin/python benchmarks/engine_cpu.py $(BENCH_ARGS)
 
 # The stamp goes first and comes last, so that an installation that broke off is begun again. torch is
