@@ -104,8 +104,9 @@ def test_write_and_read(tmp_path: Path) -> None:
     with open(folder / "requests.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert tuple(rows[0]) == REQUEST_COLUMNS
-    assert rows[1] == ["0", "0.25", "", "10", "2", "0.25", "0.5", "0.75", "0", "0", "0", "0", "length"]
-    assert rows[2] == ["1", "0.5", "", "10", "0", "", "", "", "0", "0", "0", "0", "length"]
+    split = ["0.25", "0.0", "0.5", "0.0", "0.0", "0.0", "0.0"]  # queue, prefill, decode, and no more
+    assert rows[1] == ["0", "0.25", "", "10", "2", "0.25", "0.5", "0.75", *["0"] * 4, *split, "length"]
+    assert rows[2] == ["1", "0.5", "", "10", "0", "", "", "", *["0"] * 4, *["0.0"] * 7, "length"]
     with open(folder / "steps.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert tuple(rows[0]) == STEP_COLUMNS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from typing import Any
 
@@ -10,10 +11,12 @@ from rich.console import Console
 
 from tunebatch.engine.records import SpeculationRecord
 from tunebatch.engine.strategies import STRATEGIES, strategy
+from tunebatch.measure.time_split import PARTS
+from tunebatch.report.reasons import reasons
 from tunebatch.report.rows import duration, number, short_knobs
 from tunebatch.report.sentence import Gain, fastest_line, winner_line
 from tunebatch.report.speculation import speculation_line
-from tunebatch.report.why import LEGEND, samples_problem, why_table
+from tunebatch.report.why import legend, samples_problem, why_table
 
 
 def test_short_knobs_are_words_that_fit_the_column_of_a_sweep() -> None:
@@ -56,7 +59,7 @@ def test_static_is_no_multiple_of_itself(make_row: Any) -> None:
 
 
 def test_slots_are_empty_behind_a_prefill_too() -> None:
-    assert "held, but computing nothing in a step: ended, or waiting behind a prefill" in LEGEND
+    assert "held, but computing nothing in a step: ended, or waiting behind a prefill" in legend([])
 
 
 def why(row: Any) -> str:
@@ -107,3 +110,57 @@ def test_drafts_are_told_by_position_and_by_batch() -> None:
         "drafts by batch, as learnt: 1: 5, 2 to 7: 0"
     )
     assert "nothing was drafted in 4 decodes" in speculation_line("x", SpeculationRecord(num_decodes=4))
+
+
+def test_columns_that_say_something_are_shown_and_explained(make_row: Any) -> None:
+    plain = make_row("continuous", 1.0)
+    console = Console(width=200, file=io.StringIO())
+    console.print(why_table([plain]))
+    assert "mixed" not in console.file.getvalue() and "preempted" not in legend([plain])
+    row = with_split(plain, stalled_in_mixed_s=0.7, preempted_s=1.4, speculation_waste_s=2.1)
+    told = why(row)
+    assert "in mixed (est.) preempted rejected drafts empty slots" in told
+    assert "25 % 25 % 20 % 0 % 5 % 10 % 15 %" in told
+    assert all(word in legend([row]) for word in ("in mixed (est.):", "preempted:", "rejected drafts:"))
+
+
+def with_split(row: Any, **changed: float) -> Any:
+    """The row, whose 70 requests spent 14 s, with other seconds in its time split, and in its metrics."""
+    parts = {key: value for key, value in changed.items() if key in PARTS}
+    metrics = dataclasses.replace(row.result.metrics, **{k: v for k, v in changed.items() if k not in parts})
+    where = dataclasses.replace(metrics.where, **parts)
+    rest_s = 14.0 - where.total_s + where.decode_s
+    metrics = dataclasses.replace(metrics, where=dataclasses.replace(where, decode_s=rest_s))
+    return dataclasses.replace(row, result=dataclasses.replace(row.result, metrics=metrics))
+
+
+def test_the_winner_is_told_from_the_next_best_and_the_last(make_row: Any) -> None:
+    zero = {"queue_s": 0.0, "prefill_s": 0.0}
+    winner = with_split(
+        make_row("mixed", 6.0), **zero, stalled_in_mixed_s=2.8, mean_batch=8.0, bubble=0.0, mean_step_s=0.02
+    )
+    second = with_split(
+        make_row("chunked", 4.0), **zero, stalled_s=4.2, mean_batch=7.9, bubble=0.3, mean_step_s=0.01
+    )
+    middle = make_row("dynamic", 3.0)
+    last = with_split(make_row("static", 2.0), **{**zero, "queue_s": 7.0}, mean_batch=2.0, bubble=0.0)
+    missed = make_row("sequential", None)
+    assert reasons(winner, [last, missed, middle, winner, second]) == [
+        "mixed: a request spends 80 % of its time decoding, "
+        "20 % behind prompts of others in mixed steps (estimated)",
+        "mixed over chunked, the next best (1.50x): 0 % of the held slots empty, not 30 %; "
+        "0 % of a request's time stalled behind prompts of others, not 30 %; "
+        "but 20.0 ms a step, not 10.0 ms; "
+        "20 % of a request's time behind prompts of others in mixed steps (estimated), not 0 %",
+        "mixed over static, the last (3.00x): 8.00 sequences a step, not 2.00; "
+        "0 % of a request's time in the queue, not 50 %; "
+        "but 20 % of a request's time behind prompts of others in mixed steps (estimated), not 0 %",
+    ]
+
+
+def test_nothing_is_made_up_where_nothing_differs(make_row: Any) -> None:
+    winner, other = make_row("mixed", 2.0), make_row("static", 1.0)
+    assert reasons(winner, [winner, other])[1:] == [
+        "mixed over static, the next best (2.00x): nothing measured here is clearly better"
+    ]
+    assert len(reasons(winner, [winner])) == 1

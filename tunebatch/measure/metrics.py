@@ -12,39 +12,9 @@ from tunebatch.engine.records import EndReason, RequestRecord, RunRecord, StepLo
 from tunebatch.measure.distribution import Distribution, Percentile, distribution
 from tunebatch.measure.limits import MetricName, Slo
 from tunebatch.measure.percentiles import FloatArray
+from tunebatch.measure.time_split import TimeSplit, split_time
 
 __all__ = ["Distribution", "Metrics", "Percentile", "TimeSplit", "summarize", "to_vllm_keys"]
-
-
-@dataclass(frozen=True, slots=True)
-class TimeSplit:
-    """Where requests spent their time: seconds, summed over requests.
-
-    Attributes:
-        queue_s: Arrival to first scheduled.
-        prefill_s: First scheduled to first token.
-        decode_s: First to last token, in steps that made a token for whoever decodes.
-        stalled_s: First to last token, in steps that only computed prompts of others.
-    """
-
-    queue_s: float
-    prefill_s: float
-    decode_s: float
-    stalled_s: float = 0.0
-
-    @property
-    def total_s(self) -> float:
-        return self.queue_s + self.prefill_s + self.decode_s + self.stalled_s
-
-    def shares(self) -> dict[str, float]:
-        """Each part of the whole, 0 to 1; all 0 when no time passed."""
-        total = self.total_s or 1.0
-        return {
-            "queue": self.queue_s / total,
-            "prefill": self.prefill_s / total,
-            "decode": self.decode_s / total,
-            "stalled": self.stalled_s / total,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +135,7 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
         acceptance=accepted / drafted if drafted else None,
         accepted_length=1.0 + accepted / verifications if verifications else None,
         mean_step_s=steps.mean_step_s,
-        where=times.split(requests, record.steps),
+        where=split_time(record),
         ttft_growth_s=times.ttft_growth(),
         hung_up=int(gone.sum()),
         judged_ttft=times.judged_ttft(slo, gone),
@@ -236,36 +206,6 @@ class _Times:
                     values["itl"][self.served] = np.maximum.reduceat(self._gaps, self._starts)
             good &= ~(values[limit.metric] > limit.limit_s)
         return good
-
-    def split(self, requests: list[RequestRecord], steps: StepLog) -> TimeSplit:
-        """Requests that never reached a phase's end count up to their own end."""
-        end = np.where(self.served, self.first, [r.end_s for r in requests])
-        scheduled = np.array(
-            [np.nan if r.first_scheduled_s is None else r.first_scheduled_s for r in requests],
-            dtype=np.float64,
-        )
-        queue = np.where(np.isnan(scheduled), end, scheduled) - self.arrival
-        prefill = end - scheduled
-        between = float(np.nansum(self.last - self.first))
-        stalled = self._without_decodes(steps)
-        return TimeSplit(
-            queue_s=float(np.clip(queue, 0.0, None).sum()),
-            prefill_s=float(np.nansum(np.clip(prefill, 0.0, None))),
-            decode_s=between - stalled,
-            stalled_s=stalled,
-        )
-
-    def _without_decodes(self, steps: StepLog) -> float:
-        """Seconds of steps without a decode between first and last token, summed over requests."""
-        if not len(steps) or not self.served.any():
-            return 0.0
-        took = np.where(np.array(steps.num_decodes) == 0, steps.duration_s, 0.0)
-        ends = np.array(steps.start_s) + np.array(steps.duration_s)
-        until = np.concatenate(([0.0], np.cumsum(took)))
-        # A token's time is its step's end, so half a nanosecond settles which side the rounding fell on.
-        first = np.searchsorted(ends, self.first[self.served] + 5e-10, side="right")
-        last = np.searchsorted(ends, self.last[self.served] + 5e-10, side="right")
-        return float((until[last] - until[first]).sum())
 
 
 class _Steps:

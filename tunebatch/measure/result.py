@@ -14,12 +14,13 @@ from typing import Any, NoReturn, TextIO
 
 import numpy as np
 
-from tunebatch.engine.records import STEP_COLUMNS, RequestRecord, RunRecord, SpeculationRecord, StepLog
+from tunebatch.engine.records import STEP_COLUMNS, RunRecord, SpeculationRecord, StepLog
 from tunebatch.measure import latency
 from tunebatch.measure.atomic import write_all
 from tunebatch.measure.conditions import Conditions
 from tunebatch.measure.metrics import Metrics, to_vllm_keys
 from tunebatch.measure.slo import SloVerdict
+from tunebatch.measure.time_split import PARTS, split_by_request
 
 SCHEMA = "tunebatch.run.v1"
 
@@ -36,6 +37,7 @@ REQUEST_COLUMNS = (
     "preemptions",
     "drafted",
     "accepted",
+    *PARTS,
     "end_reason",
 )
 
@@ -168,7 +170,7 @@ def write_result(result: RunResult, directory: str | os.PathLike[str]) -> Path:
     writers: dict[str, Callable[[TextIO], None]] = {}
     record = result.record
     if record is not None:
-        writers["requests.csv"] = lambda file: _write_requests(file, record.requests)
+        writers["requests.csv"] = lambda file: _write_requests(file, record)
         writers["steps.csv"] = lambda file: _write_steps(file, record.steps)
     text = json.dumps(to_json_dict(result), indent=2, allow_nan=False) + "\n"
 
@@ -197,10 +199,12 @@ def _holds(file: Path, text: str) -> bool:
         return False
 
 
-def _write_requests(file: TextIO, requests: list[RequestRecord]) -> None:
+def _write_requests(file: TextIO, record: RunRecord) -> None:
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(REQUEST_COLUMNS)
-    for request in requests:
+    split = split_by_request(record)
+    spent = zip(*(split[part].tolist() for part in PARTS), strict=True)
+    for request, parts in zip(record.requests, spent, strict=True):
         rows.writerow(
             (
                 request.id,
@@ -215,6 +219,7 @@ def _write_requests(file: TextIO, requests: list[RequestRecord]) -> None:
                 request.num_preemptions,
                 request.num_drafted,
                 request.num_accepted,
+                *parts,
                 request.end_reason.value,
             )
         )

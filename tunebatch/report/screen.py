@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
+from tunebatch.report.reasons import reasons
 from tunebatch.report.rows import Row
 from tunebatch.report.tables import strategy_table
 from tunebatch.report.timeline import timeline
-from tunebatch.report.why import LEGEND, advantages, why_table
+from tunebatch.report.why import legend, why_table
 
 
 def print_rows(
@@ -51,7 +52,8 @@ def print_rows(
     console.print()
     console.print(Text("where a request's time went, and what kept more load out", style="bold"))
     console.print(why_table(rows))
-    console.print(Text(LEGEND, style="dim"))
-    if winner is not None and (better := advantages(winner, rows)) is not None:
+    console.print(Text(legend(rows), style="dim"))
+    if winner is not None:
         console.print()
-        console.print(Text(better))
+        for line in reasons(winner, rows):
+            console.print(Text(line))

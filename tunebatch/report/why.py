@@ -1,14 +1,14 @@
-"""Why it came out so: where requests spent their time, what binds, and what the winner did better."""
+"""Why it came out so: where requests spent their time, and what binds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.table import Table
 
 from tunebatch.measure.limits import format_duration
 from tunebatch.measure.slo import SloVerdict
-from tunebatch.report.rows import Row, duration, number, percent
+from tunebatch.report.rows import Row, duration, percent
 
 _REASONS = {
     "ttft": "requests wait too long before their first token",
@@ -18,11 +18,37 @@ _REASONS = {
 }
 
 
+# A part of the time split, and what its column is called. Those after the first four are shown where they
+# are not zero for everybody.
+_PARTS = {
+    "queue": "queue",
+    "prefill": "prefill",
+    "decode": "decode",
+    "stalled": "stalled",
+    "stalled_in_mixed": "in mixed (est.)",
+    "preempted": "preempted",
+    "speculation_waste": "rejected drafts",
+}
+_ALWAYS = tuple(_PARTS)[:4]
+_MEANINGS = {
+    "queue": "queue: before the first step",
+    "stalled": "stalled: between tokens, while prompts of others were computed",
+    "stalled_in_mixed": (
+        "in mixed (est.): the same in steps that made a token too, by how much these were longer than the "
+        "median step that only decodes as many"
+    ),
+    "preempted": "preempted: from losing the KV blocks until all was computed again",
+    "speculation_waste": "rejected drafts: their share of the steps that verified them",
+}
+_EMPTY = "empty slots: held, but computing nothing in a step: ended, or waiting behind a prefill"
+
+
 def why_table(rows: Sequence[Row]) -> Table:
     """Where requests spent their time, which slots were empty, and what binds; a line per strategy."""
+    parts = _shown_parts(rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("strategy", no_wrap=True)
-    for name in ("queue", "prefill", "decode", "stalled", "empty slots"):
+    for name in (*(_PARTS[part] for part in parts), "empty slots"):
         table.add_column(name, justify="right")
     table.add_column("what binds")
     for row in rows:
@@ -32,50 +58,19 @@ def why_table(rows: Sequence[Row]) -> Table:
             told += f"; {metrics.num_preemptions} preemptions"
         if metrics.saved_prefill_tokens is not None:
             told += f"; {metrics.saved_prefill_tokens:,} prompt tokens not computed"
-        shares = [percent(share) for share in metrics.where.shares().values()]
-        table.add_row(row.name, *shares, percent(metrics.bubble), told)
+        shares = metrics.where.shares()
+        table.add_row(row.name, *(percent(shares[part]) for part in parts), percent(metrics.bubble), told)
     return table
 
 
-LEGEND = (
-    "queue: before the first step; stalled: between tokens, while prompts of others were computed; "
-    "empty slots: held, but computing nothing in a step: ended, or waiting behind a prefill"
-)
+def legend(rows: Sequence[Row]) -> str:
+    """What the columns of `why_table` mean, where their names do not say it."""
+    return "; ".join([*(_MEANINGS[part] for part in _shown_parts(rows) if part in _MEANINGS), _EMPTY])
 
 
-def advantages(winner: Row, rows: Sequence[Row]) -> str | None:
-    """What the winner did better than every other strategy, in numbers; None when nothing stands out."""
-    others = [row for row in rows if row.strategy != winner.strategy]
-    found = []
-    for say, value, sign, show in _TRAITS:
-        own = value(winner)
-        theirs = [(row.strategy, value(row)) for row in others]
-        known = [(name, other) for name, other in theirs if other is not None]
-        if own is None or not known:
-            continue
-        worse = [(name, other) for name, other in known if sign * (own - other) > _clear(own, other)]
-        if len(worse) == len(known):
-            against = ", ".join(f"{name} {show(other)}" for name, other in worse)
-            found.append(f"{say.format(show(own))} ({against})")
-    return f"{winner.strategy} " + ", ".join(found) if found else None
-
-
-def _clear(own: float, other: float) -> float:
-    """How much of a difference is worth a word: a tenth, or two points of a share."""
-    return max(0.1 * max(abs(own), abs(other)), 0.02)
-
-
-# What is said, of which value, whether more is better (1) or less (-1), and how the value is written.
-_TRAITS: tuple[tuple[str, Callable[[Row], float | None], int, Callable[[float], str]], ...] = (
-    ("computes {} sequences a step", lambda row: row.result.metrics.mean_batch, 1, number),
-    ("leaves {} of its slots empty", lambda row: row.result.metrics.bubble, -1, percent),
-    ("keeps requests in the queue for {} of their time", lambda row: _share(row, "queue"), -1, percent),
-    ("stalls decodes for {} of it", lambda row: _share(row, "stalled"), -1, percent),
-)
-
-
-def _share(row: Row, part: str) -> float | None:
-    return row.result.metrics.where.shares()[part]
+def _shown_parts(rows: Sequence[Row]) -> list[str]:
+    shares = [row.result.metrics.where.shares() for row in rows]
+    return [part for part in _PARTS if part in _ALWAYS or any(one[part] for one in shares)]
 
 
 def binding_text(verdict: SloVerdict | None) -> str:
