@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunebatch.engine.records import RunRecord, StepLog
 from tunebatch.report.progress import Progress
 from tunebatch.report.screen import print_rows
 from tunebatch.report.tables import strategy_table
-from tunebatch.report.timeline import timeline
 
 
 def _console(**options: Any) -> tuple[Console, io.StringIO]:
@@ -30,21 +28,6 @@ def test_the_table_shows_what_the_slo_limits_in_the_order_given(make_row: Any) -
     assert first.startswith("continuous") and "3.00x" in first
     assert second.startswith("static") and "1.00x" in second
     assert "misses the SLO" in third
-
-
-def test_a_timeline_shows_requests_gaps_and_held_slots() -> None:
-    record = RunRecord([], StepLog(), [(0, 1, 0.0, 4.0, 8.0), (1, 2, 0.0, 8.0, 8.0), (0, 3, 9.0, 10.0, 10.0)])
-    lines = timeline(record, width=10).plain.splitlines()
-    assert lines[0] == "  0 ████···· ▓"
-    assert lines[1] == "  1 ████████  "
-    assert "held but empty" in lines[2]
-    assert timeline(record, width=10, ascii_only=True).plain.splitlines()[0] == "  0 ####.... ="
-
-
-def test_a_timeline_of_nothing_and_of_many_slots() -> None:
-    assert "no step" in timeline(RunRecord([], StepLog())).plain
-    record = RunRecord([], StepLog(), [(slot, slot, 0.0, 1.0, 1.0) for slot in range(40)])
-    assert "32 more slots not shown" in timeline(record).plain
 
 
 def test_a_terminal_gets_colour_and_a_pipe_none(make_row: Any) -> None:
