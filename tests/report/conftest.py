@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
+from tunebatch.engine.clock import VirtualClock
+from tunebatch.engine.engine import Engine
+from tunebatch.engine.plan import StepOutput, StepPlan
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord, StepLog
+from tunebatch.engine.request import Request
+from tunebatch.engine.strategies import strategy
 from tunebatch.measure.limits import parse_slo
 from tunebatch.measure.metrics import summarize
 from tunebatch.measure.result import RunResult, from_json_dict, to_json_dict
@@ -16,6 +21,54 @@ from tunebatch.measure.slo import check
 from tunebatch.report.rows import Row
 
 MakeRow = Callable[..., Row]
+
+
+class TinyExecutor:
+    """Twelve blocks of 4 tokens; a step costs a second, and one more for each prompt token."""
+
+    num_blocks, block_size, max_slots, max_context = 12, 4, 8, 64
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        tokens = [[5] for _ in plan.slices]
+        seconds = 1.0 + plan.num_slice_tokens
+        return StepOutput(tokens, [5] * plan.num_decodes if plan.num_decodes else None, seconds)
+
+    def reset(self) -> None:
+        pass
+
+
+class Arrivals:
+    """Requests as they come, all of them known beforehand."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        self._left = sorted(requests, key=lambda request: request.arrival_s)
+
+    def next_arrival_s(self) -> float | None:
+        return self._left[0].arrival_s if self._left else None
+
+    def take(self, now_s: float) -> list[Request]:
+        due = [request for request in self._left if request.arrival_s <= now_s]
+        self._left = self._left[len(due) :]
+        return due
+
+    def finished(self, record: RequestRecord, now_s: float) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., RunRecord]:
+    """Serves requests of (prompt, max_tokens, arrival_s, cancel_at_s) by a strategy, in virtual time."""
+
+    def run(name: str, shapes: list[tuple[int, int, float, float | None]], **knobs: float) -> RunRecord:
+        requests = [
+            Request(i, tuple(range(1, prompt + 1)), max_tokens, arrival_s, cancel_at_s, ignore_eos=True)
+            for i, (prompt, max_tokens, arrival_s, cancel_at_s) in enumerate(shapes)
+        ]
+        policy = strategy(name, knobs).make_policy()
+        return Engine(TinyExecutor(), policy, Arrivals(requests), VirtualClock()).run()
+
+    return run
 
 
 @pytest.fixture

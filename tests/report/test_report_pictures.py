@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunebatch.engine.records import RunRecord, StepLog
 from tunebatch.report.latencies import latency_table
 from tunebatch.report.progress import Progress
 from tunebatch.report.screen import print_rows
 from tunebatch.report.tables import strategy_table
-from tunebatch.report.timeline import timeline
 from tunebatch.report.why import why_table
 
 
@@ -68,21 +66,6 @@ def test_percentiles_stand_with_their_intervals(make_row: Any) -> None:
     console, file = _console()
     console.print(latency_table(make_row("static", 2.0, n=12).result.metrics))
     assert "[" not in file.getvalue() and "TTFT     100 ms   n/a (12 of 64)" in file.getvalue()
-
-
-def test_a_timeline_shows_requests_gaps_and_held_slots() -> None:
-    record = RunRecord([], StepLog(), [(0, 1, 0.0, 4.0, 8.0), (1, 2, 0.0, 8.0, 8.0), (0, 3, 9.0, 10.0, 10.0)])
-    lines = timeline(record, width=10).plain.splitlines()
-    assert lines[0] == "  0 ████···· ▓"
-    assert lines[1] == "  1 ████████  "
-    assert "held but empty" in lines[2]
-    assert timeline(record, width=10, ascii_only=True).plain.splitlines()[0] == "  0 ####.... ="
-
-
-def test_a_timeline_of_nothing_and_of_many_slots() -> None:
-    assert "no step" in timeline(RunRecord([], StepLog())).plain
-    record = RunRecord([], StepLog(), [(slot, slot, 0.0, 1.0, 1.0) for slot in range(40)])
-    assert "32 more slots not shown" in timeline(record).plain
 
 
 def test_a_terminal_gets_colour_and_a_pipe_none(make_row: Any) -> None:

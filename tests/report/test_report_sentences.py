@@ -16,7 +16,7 @@ from tunebatch.report.reasons import reasons
 from tunebatch.report.rows import duration, number, short_knobs
 from tunebatch.report.sentence import Gain, fastest_line, winner_line
 from tunebatch.report.speculation import speculation_line
-from tunebatch.report.why import legend, samples_problem, why_table
+from tunebatch.report.why import meanings, samples_problem, why_table
 
 
 def test_short_knobs_are_words_that_fit_the_column_of_a_sweep() -> None:
@@ -59,7 +59,7 @@ def test_static_is_no_multiple_of_itself(make_row: Any) -> None:
 
 
 def test_slots_are_empty_behind_a_prefill_too() -> None:
-    assert "held, but computing nothing in a step: ended, or waiting behind a prefill" in legend([])
+    assert "held, but computing nothing in a step: ended, or waiting behind a prefill" in meanings([])
 
 
 def why(row: Any) -> str:
@@ -116,12 +116,12 @@ def test_columns_that_say_something_are_shown_and_explained(make_row: Any) -> No
     plain = make_row("continuous", 1.0)
     console = Console(width=200, file=io.StringIO())
     console.print(why_table([plain]))
-    assert "mixed" not in console.file.getvalue() and "preempted" not in legend([plain])
+    assert "mixed" not in console.file.getvalue() and "preempted" not in meanings([plain])
     row = with_split(plain, stalled_in_mixed_s=0.7, preempted_s=1.4, speculation_waste_s=2.1)
     told = why(row)
     assert "in mixed (est.) preempted rejected drafts empty slots" in told
     assert "25 % 25 % 20 % 0 % 5 % 10 % 15 %" in told
-    assert all(word in legend([row]) for word in ("in mixed (est.):", "preempted:", "rejected drafts:"))
+    assert all(word in meanings([row]) for word in ("in mixed (est.):", "preempted:", "rejected drafts:"))
 
 
 def with_split(row: Any, **changed: float) -> Any:

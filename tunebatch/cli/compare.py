@@ -48,6 +48,7 @@ def compare(
     requests: options.Requests = None,
     seed: options.Seed = None,
     out: options.Out = None,
+    trace: options.Trace = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -65,6 +66,7 @@ def compare(
             "--requests": requests,
             "--seed": seed,
             "--out": out,
+            "--trace": trace,
         }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
@@ -88,10 +90,12 @@ def compare(
             search={"strategies": strategy or None},
         ),
     )
-    return _measured(asked, rate, out, json, quiet)
+    return _measured(asked, rate, out, trace, json, quiet)
 
 
-def _measured(asked: Profile, rate: float | None, out: Path | None, json: bool, quiet: bool) -> int:
+def _measured(
+    asked: Profile, rate: float | None, out: Path | None, trace: Path | None, json: bool, quiet: bool
+) -> int:
     """Measures strategy after strategy; shows what there is, whatever ends it."""
     from tunebatch.cli import output
     from tunebatch.cli.session import Session
@@ -99,6 +103,7 @@ def _measured(asked: Profile, rate: float | None, out: Path | None, json: bool, 
     from tunebatch.engine.plan import OutOfDeviceMemoryError
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import ResultError, write_result
+    from tunebatch.report.perfetto import write_trace
     from tunebatch.report.progress import Progress
     from tunebatch.tune.space import within_slots
 
@@ -106,6 +111,9 @@ def _measured(asked: Profile, rate: float | None, out: Path | None, json: bool, 
     chosen = [within_slots(one, asked.device.max_slots) for one in defaults]
     spec = checked_spec(asked)
     folder = output.results_folder("compare", out)
+    traces = _trace_files(trace, [one.name for one in chosen])
+    for file in traces.values():
+        output.make_trace_folder(file)
     measured: list[tuple[str, RunResult]] = []
     infeasible: list[str] = []
     stopped: BaseException | None = None
@@ -128,6 +136,8 @@ def _measured(asked: Profile, rate: float | None, out: Path | None, json: bool, 
                     infeasible.append(f"{one.label}: {error}")
                     continue
                 write_result(measured[-1][1], folder / one.name)
+                if one.name in traces:
+                    write_trace(measured[-1][1], traces[one.name])
         except (KeyboardInterrupt, ResultError) as error:
             stopped = error
     if measured:
@@ -141,12 +151,21 @@ def _measured(asked: Profile, rate: float | None, out: Path | None, json: bool, 
     if not (quiet or json):
         output.print_notes(session.workload().notes)
         console = output.stderr()
-        console.print(f"written: {folder}", soft_wrap=True)
+        console.print(f"written: {', '.join(map(str, [folder, *traces.values()]))}", soft_wrap=True)
         console.print(
             "next: tunebatch sweep, which finds each strategy's capacity inside the SLO and its best knobs",
             soft_wrap=True,
         )
     return 0
+
+
+def _trace_files(trace: Path | None, names: list[str]) -> dict[str, Path]:
+    """``trace.json`` of one strategy, ``trace-static.json`` and so on of several."""
+    if trace is None:
+        return {}
+    if len(names) == 1:
+        return {names[0]: trace}
+    return {name: trace.with_name(f"{trace.stem}-{name}{trace.suffix}") for name in names}
 
 
 def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
@@ -214,7 +233,7 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
     from tunebatch.cli import output
     from tunebatch.measure.result import to_json_dict
     from tunebatch.report.screen import print_rows
-    from tunebatch.report.sentence import fastest_line
+    from tunebatch.report.sentence import fastest, fastest_line
     from tunebatch.report.speculation import speculation_line
     from tunebatch.report.why import hung_up_text
 
@@ -227,6 +246,7 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
         output.stdout(),
         rows,
         headline=fastest_line(rows, rate_name),
+        winner=fastest(rows),
         rate_name=rate_name,
         offered=len(rates) > 1,
         ascii_only=output.ascii_only(),

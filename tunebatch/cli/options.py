@@ -120,6 +120,15 @@ Out = Annotated[
         "--out", "-o", metavar="FOLDER", help="Where results go [results/<name>].", show_default=False
     ),
 ]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Write what every slot and step did, for ui.perfetto.dev; of several strategies a file each.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the answer only.")]
 

@@ -38,7 +38,7 @@ def _console(file: Any) -> Console:
 def ascii_only() -> bool:
     """The terminal cannot show block characters."""
     try:
-        "█·".encode(sys.stdout.encoding or "ascii")
+        "▒█▓░▚·▏╵".encode(sys.stdout.encoding or "ascii")
     except (UnicodeError, LookupError):
         return True
     return False
@@ -77,6 +77,29 @@ def make_folder(folder: Path) -> None:
         raise CliError(f"--out {folder}: {(error.strerror or str(error)).lower()}") from error
     if not os.access(folder, os.W_OK):
         raise CliError(f"--out {folder}: not writable")
+
+
+def make_trace_folder(trace: Path) -> None:
+    """Before anything is measured, like `make_folder`; a file that is no trace of a run is not replaced.
+
+    Raises:
+        CliError: ``--trace`` names no file that can be written.
+    """
+    from tunebatch.report.perfetto import is_trace
+
+    if trace.is_dir():
+        raise CliError(f"--trace {trace}: a folder; name a file, such as {trace / 'trace.json'}")
+    if trace.exists() and not is_trace(trace):
+        raise CliError(
+            f"--trace {trace}: there is such a file, which is no trace of a run, and it would be replaced; "
+            f"name another file, or --trace-file {trace} to replay the requests in it"
+        )
+    try:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CliError(f"--trace {trace}: {(error.strerror or str(error)).lower()}") from error
+    if not os.access(trace.parent, os.W_OK):
+        raise CliError(f"--trace {trace}: {trace.parent} is not writable")
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -39,6 +39,7 @@ def run(
         str, typer.Option(metavar="CLOCK", help="replay skips idle gaps; wall waits through them.")
     ] = "replay",
     out: options.Out = None,
+    trace: options.Trace = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -53,6 +54,7 @@ def run(
     from tunebatch.profile import load_profile
     from tunebatch.report.conditions import conditions_line
     from tunebatch.report.latencies import NOTE, latency_table
+    from tunebatch.report.perfetto import write_trace
     from tunebatch.report.progress import Progress
     from tunebatch.report.rows import Row
     from tunebatch.report.screen import print_rows
@@ -84,6 +86,8 @@ def run(
     options.check_slots(chosen, slots)
     spec = checked_spec(asked)
     folder = output.results_folder("run", out)
+    if trace is not None:
+        output.make_trace_folder(trace)
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
         session = Session.open(asked, spec, clock)
@@ -101,6 +105,8 @@ def run(
     unwritten: ResultError | None = None
     try:
         write_result(result, folder)
+        if trace is not None:
+            write_trace(result, trace)
     except ResultError as error:
         unwritten = error  # no reason not to show it
     if json:
@@ -123,6 +129,7 @@ def run(
         raise unwritten
     if not (json or quiet):
         output.print_notes(session.workload().notes)
-        output.stderr().print(f"written: {folder}", soft_wrap=True)
+        written = str(folder) if trace is None else f"{folder}, {trace} (open it at ui.perfetto.dev)"
+        output.stderr().print(f"written: {written}", soft_wrap=True)
         output.stderr().print("next: tunebatch compare", soft_wrap=True)
     return 0

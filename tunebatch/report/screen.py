@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from rich.console import Console
 from rich.text import Text
@@ -10,8 +11,8 @@ from rich.text import Text
 from tunebatch.report.reasons import reasons
 from tunebatch.report.rows import Row
 from tunebatch.report.tables import strategy_table
-from tunebatch.report.timeline import timeline
-from tunebatch.report.why import legend, why_table
+from tunebatch.report.timeline import Glyphs, good_length_s, legend, timeline
+from tunebatch.report.why import meanings, why_table
 
 
 def print_rows(
@@ -42,18 +43,38 @@ def print_rows(
         console.print(Text("* measured in the search only, not again", style="dim"))
     if quiet:
         return
-    width = min(100, max(20, console.width - 6))
-    for row in rows:
-        if row.result.record is not None:
-            console.print()
-            console.print(Text(f"batch slots over time: {row.strategy}", style="bold"))
-            picture = timeline(row.result.record, width=width, ascii_only=ascii_only)
-            console.print(picture, soft_wrap=True)
+    drawn = [row for row in rows if row.result.record is not None]
+    if drawn:
+        _print_timelines(console, drawn, _glyphs(console, ascii_only))
     console.print()
     console.print(Text("where a request's time went, and what kept more load out", style="bold"))
     console.print(why_table(rows))
-    console.print(Text(legend(rows), style="dim"))
+    console.print(Text(meanings(rows), style="dim"))
     if winner is not None:
         console.print()
         for line in reasons(winner, rows):
             console.print(Text(line))
+
+
+def _print_timelines(console: Console, rows: Sequence[Row], glyphs: Glyphs) -> None:
+    """One picture for each, all on one scale: as many seconds from left to right."""
+    records = [row.result.record for row in rows if row.result.record is not None]
+    width = min(100, max(20, console.width - 8))
+    max_slots = 12 if len(rows) == 1 else 8 if len(rows) <= 3 else 6
+    length_s = median(good_length_s(record, width) for record in records)
+    pictures = [timeline(record, width, max_slots, glyphs, length_s) for record in records]
+    console.print()
+    console.print(Text("batch slots over time", style="bold"))
+    console.print(legend(frozenset().union(*(picture.phases for picture in pictures)), glyphs))
+    for row, picture in zip(rows, pictures, strict=True):
+        hidden = picture.num_slots > picture.num_shown
+        shown = f"{picture.num_shown} of {picture.num_slots} slots" if hidden else ""
+        console.print()
+        console.print(Text.assemble((row.name, "bold"), "  ", (shown, "dim")))
+        console.print(picture.text, soft_wrap=True)
+
+
+def _glyphs(console: Console, ascii_only: bool) -> Glyphs:
+    if ascii_only:
+        return Glyphs.ASCII
+    return Glyphs.COLOUR if console.color_system and not console.no_color else Glyphs.PLAIN

@@ -66,9 +66,13 @@ def _interval(gain: Gain) -> str:
     return f" [{number(gain.low)}, {number(gain.high)}]"
 
 
+def fastest(rows: list[Row]) -> Row:
+    return max(rows, key=lambda row: row.rate_per_s or 0.0)
+
+
 def fastest_line(rows: list[Row], rate_name: str) -> str:
     """Who was ahead on equal traffic; no claim about an SLO."""
-    best = max(rows, key=lambda row: row.rate_per_s or 0.0)
+    best = fastest(rows)
     named = ", ".join(filter(None, [best.name, best.knobs]))
     ratio = ratio_to(best, baseline(rows))
     multiple = f", {ratio:.1f}x static" if ratio is not None and best.strategy != "static" else ""

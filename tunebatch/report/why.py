@@ -63,7 +63,7 @@ def why_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def legend(rows: Sequence[Row]) -> str:
+def meanings(rows: Sequence[Row]) -> str:
     """What the columns of `why_table` mean, where their names do not say it."""
     return "; ".join([*(_MEANINGS[part] for part in _shown_parts(rows) if part in _MEANINGS), _EMPTY])
 

@@ -1,0 +1,63 @@
+"""``--trace``: a file for each strategy, and never in the place of something else."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunebatch.report.perfetto import is_trace
+
+
+def tracks(file: str) -> set[str]:
+    events = json.loads(Path(file).read_text())["traceEvents"]
+    return {event["args"]["name"] for event in events if event["ph"] == "M" and "name" in event["args"]}
+
+
+def test_a_run_leaves_a_trace(tunebatch: Any) -> None:
+    done = tunebatch("run", "static", "-s", "max_batch_size=2", "-o", "here", "--trace", "new/trace.json")
+    assert done.code == 0, done.err
+    assert "static, max_batch_size 2, max_batched_tokens 2048" in tracks("new/trace.json")
+    assert {"steps", "slot 0", "slot 1"} <= tracks("new/trace.json")
+    assert "new/trace.json" in done.err and os.listdir("new") == ["trace.json"]
+    # Another run may replace it.
+    assert tunebatch("run", "-o", "here", "--trace", "new/trace.json", "-q").code == 0
+    assert "slot 2" in tracks("new/trace.json")
+
+
+def test_a_comparison_leaves_one_for_each_strategy(tunebatch: Any) -> None:
+    strategies = ["--strategy", "static", "--strategy", "sequential"]
+    done = tunebatch("compare", *strategies, "-o", "here", "--trace", "t.json", "-n", "20", "--json")
+    assert done.code == 0 and len(json.loads(done.out)["results"]) == 2
+    assert sorted(Path().glob("t*.json")) == [Path("t-sequential.json"), Path("t-static.json")]
+    assert "sequential" in tracks("t-sequential.json") and "slot 1" not in tracks("t-sequential.json")
+    assert tunebatch("compare", *strategies[:2], "-o", "here", "--trace", "t.json").code == 0
+    assert is_trace(Path("t.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("folder", "a folder; name a file, such as folder/trace.json"),
+        ("azure.csv", "is no trace of a run, and it would be replaced"),
+        ("azure.csv/trace.json", "file exists"),
+    ],
+)
+@pytest.mark.parametrize("command", [["run"], ["compare", "--strategy", "static"]])
+def test_what_cannot_be_written_is_refused_before_anything_is_loaded(
+    tunebatch: Any, fake_model: list[str], command: list[str], name: str, says: str
+) -> None:
+    Path("folder").mkdir()
+    Path("azure.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    done = tunebatch(*command, "--trace", name)
+    assert done.code == 2 and done.err.startswith(f"error: --trace {name}: ") and says in done.err
+    assert done.err.count("\n") == 1 and not fake_model
+    assert Path("azure.csv").read_text().startswith("TIMESTAMP")
+
+
+def test_saved_results_have_nothing_to_trace(tunebatch: Any) -> None:
+    done = tunebatch("compare", "a", "b", "--trace", "t.json")
+    assert done.code == 2 and "--trace measures anew" in done.err
