@@ -108,3 +108,13 @@ def test_depths_are_learnt_for_each_size_of_batch() -> None:
     (small, large) = auto.table()
     assert small[:2] == (1, 1) and small[2] >= 3
     assert large == (32, 32, 0)
+
+
+def test_a_size_whose_steps_all_computed_prompts_costs_what_the_nearest_does() -> None:
+    auto = Auto(8)
+    serve(auto, 1.0, 0.8, batch=16, steps=50)
+    for _ in range(50):
+        depth = auto.choose(40)
+        if depth:
+            auto.verified(depth, 40, [min(depth, 2)] * 40)
+    assert [row[2] for row in auto.table()] == [0]

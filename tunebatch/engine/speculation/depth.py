@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Protocol
@@ -121,8 +122,15 @@ class Auto:
                 rows.append((bucket.smallest, bucket.largest, depth))
         return rows
 
+    def _costs(self, bucket: _Bucket) -> Mapping[int, deque[float]]:
+        """Of batches of like size; where every step computed prompts too, of those nearest in size."""
+        measured = [other for other in self._buckets.values() if len(other.costs) > 1]
+        if len(bucket.costs) > 1 or not measured:
+            return bucket.costs
+        return min(measured, key=lambda other: abs(other.largest - bucket.largest)).costs
+
     def _best(self, bucket: _Bucket) -> int:
-        known = sorted((depth, median(times)) for depth, times in bucket.costs.items())
+        known = sorted((depth, median(times)) for depth, times in self._costs(bucket).items())
         rates, tokens, accepted, all_accepted = [1.0 / _cost(known, 0)], 1.0, _GUESS, 1.0
         for position in range(self._most):
             # A position that was seldom reached is guessed to be like the one before it.
