@@ -145,16 +145,16 @@ def test_the_winner_is_told_from_the_next_best_and_the_last(make_row: Any) -> No
     middle = make_row("dynamic", 3.0)
     last = with_split(make_row("static", 2.0), **{**zero, "queue_s": 7.0}, mean_batch=2.0, bubble=0.0)
     missed = make_row("sequential", None)
+    stalled = "a request behind prompts of others (in mixed steps estimated)"
     assert reasons(winner, [last, missed, middle, winner, second]) == [
         "mixed: a request spends 80 % of its time decoding, "
-        "20 % behind prompts of others in mixed steps (estimated)",
-        "mixed over chunked, the next best (1.50x): 0 % of the held slots empty, not 30 %; "
-        "0 % of a request's time stalled behind prompts of others, not 30 %; "
-        "but 20.0 ms a step, not 10.0 ms; "
-        "20 % of a request's time behind prompts of others in mixed steps (estimated), not 0 %",
-        "mixed over static, the last (3.00x): 8.00 sequences a step, not 2.00; "
-        "0 % of a request's time in the queue, not 50 %; "
-        "but 20 % of a request's time behind prompts of others in mixed steps (estimated), not 0 %",
+        "20 % behind prompts of others (in mixed steps estimated)",
+        f"mixed over chunked, the next best (1.50x): 40.0 ms {stalled}, not 60.0 ms; "
+        "0 % of the held slots empty, not 30 %; "
+        "but 160 ms a request decoding, not 140 ms; steps of 20.0 ms, not 10.0 ms",
+        "mixed over static, the last (3.00x): 0 us a request in the queue, not 100 ms; "
+        "8.00 sequences a step, not 2.00; "
+        f"but 160 ms a request decoding, not 100 ms; 40.0 ms {stalled}, not 0 us",
     ]
 
 

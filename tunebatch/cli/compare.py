@@ -151,7 +151,12 @@ def _measured(
     if not (quiet or json):
         output.print_notes(session.workload().notes)
         console = output.stderr()
-        console.print(f"written: {', '.join(map(str, [folder, *traces.values()]))}", soft_wrap=True)
+        console.print(f"written: {folder}", soft_wrap=True)
+        if traces:
+            console.print(
+                f"traces: {', '.join(map(str, traces.values()))}; open them at ui.perfetto.dev",
+                soft_wrap=True,
+            )
         console.print(
             "next: tunebatch sweep, which finds each strategy's capacity inside the SLO and its best knobs",
             soft_wrap=True,

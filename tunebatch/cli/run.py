@@ -129,7 +129,8 @@ def run(
         raise unwritten
     if not (json or quiet):
         output.print_notes(session.workload().notes)
-        written = str(folder) if trace is None else f"{folder}, {trace} (open it at ui.perfetto.dev)"
-        output.stderr().print(f"written: {written}", soft_wrap=True)
+        output.stderr().print(f"written: {folder}", soft_wrap=True)
+        if trace is not None:
+            output.stderr().print(f"trace: {trace}; open it at ui.perfetto.dev", soft_wrap=True)
         output.stderr().print("next: tunebatch compare", soft_wrap=True)
     return 0

@@ -5,56 +5,61 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tunebatch.measure.metrics import Metrics
 from tunebatch.report.rows import Row, duration, number, percent
 
+# What is said of each part of the time split. Stalls are one thing, wherever they happen.
 _SPENT = {
     "queue": "in the queue",
     "prefill": "in prefill",
     "decode": "decoding",
-    "stalled": "stalled behind prompts of others",
-    "stalled_in_mixed": "behind prompts of others in mixed steps (estimated)",
+    "stalled": "behind prompts of others",
     "preempted": "preempted",
     "speculation_waste": "on rejected drafts",
 }
+_STALLED = ("stalled", "stalled_in_mixed")
 _SAID_SHARE = 0.1  # of a request's time, below which a part is not named
+_SAID_DIFFERENCE = 0.1  # of the larger of two values
+_SAID_TIME = 0.02  # of a request's whole time, the longer of two
+_SAID_SLOTS = 0.02  # of all slot-steps held
 
 
 @dataclass(frozen=True, slots=True)
-class _Trait:
-    """A number that explains a rate.
+class _Difference:
+    """The same number of two rows.
 
     Attributes:
         text: What is said, with a place for the value.
         better: 1 where more is better, -1 where less is.
-        least: The smallest difference that is worth a word; a tenth of the larger value is, too.
+        least: The smallest difference that is worth a word.
     """
 
     text: str
-    value: Callable[[Row], float | None]
+    own: float
+    theirs: float
     better: int
     show: Callable[[float], str]
     least: float = 0.0
 
+    @property
+    def clear(self) -> bool:
+        larger = max(abs(self.own), abs(self.theirs))
+        return abs(self.own - self.theirs) > max(self.least, _SAID_DIFFERENCE * larger)
 
-def _share(*parts: str) -> Callable[[Row], float | None]:
-    def value(row: Row) -> float | None:
-        shares = row.result.metrics.where.shares()
-        return sum(shares[part] for part in parts)
+    @property
+    def in_favour(self) -> bool:
+        return self.better * (self.own - self.theirs) > 0
 
-    return value
+    def __str__(self) -> str:
+        return f"{self.text.format(self.show(self.own))}, not {self.show(self.theirs)}"
 
 
-_POINTS = 0.02  # of a share
-_TRAITS = (
-    _Trait("{} sequences a step", lambda row: row.result.metrics.mean_batch, 1, number),
-    _Trait("{} a step", lambda row: row.result.metrics.mean_step_s, -1, duration),
-    _Trait("{} tokens a verification", lambda row: row.result.metrics.accepted_length, 1, number),
-    _Trait("{} of the held slots empty", lambda row: row.result.metrics.bubble, -1, percent, _POINTS),
-    *(
-        _Trait(f"{{}} of a request's time {words}", _share(part), -1, percent, _POINTS)
-        for part, words in _SPENT.items()
-        if part != "decode"  # what is left when nothing else takes time: neither good nor bad
-    ),
+# What is said, of which number of a run, whether more or less of it is better, and how it is written.
+_TRAITS: tuple[tuple[str, Callable[[Metrics], float | None], int, Callable[[float], str], float], ...] = (
+    ("{} sequences a step", lambda metrics: metrics.mean_batch, 1, number, 0.0),
+    ("{} tokens a verification", lambda metrics: metrics.accepted_length, 1, number, 0.0),
+    ("{} of the held slots empty", lambda metrics: metrics.bubble, -1, percent, _SAID_SLOTS),
+    ("steps of {}", lambda metrics: metrics.mean_step_s, -1, duration, 0.0),
 )
 
 
@@ -71,29 +76,63 @@ def reasons(winner: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _dominant(row: Row) -> str:
-    """``continuous: a request spends 44 % of its time decoding, 41 % stalled behind prompts of others``"""
-    shares = row.result.metrics.where.shares()
-    large = sorted((part for part in shares if shares[part] >= _SAID_SHARE), key=lambda part: -shares[part])
+    """``continuous: a request spends 44 % of its time decoding, 41 % behind prompts of others``"""
+    spent_s = _spent_s(row)
+    whole_s = sum(spent_s.values()) or 1.0
+    large = sorted(
+        (part for part in spent_s if spent_s[part] >= _SAID_SHARE * whole_s), key=lambda part: -spent_s[part]
+    )
     if not large:
         return ""
-    largest, *rest = [(percent(shares[part]), _SPENT[part]) for part in large]
+    largest, *rest = [(percent(spent_s[part] / whole_s), _words(part, row)) for part in large]
     others = "".join(f", {share} {words}" for share, words in rest)
     return f"{row.name}: a request spends {largest[0]} of its time {largest[1]}{others}"
 
 
+def _spent_s(row: Row) -> dict[str, float]:
+    """Mean seconds of a request in each part; stalls summed up, whether told or estimated."""
+    metrics = row.result.metrics
+    shares = metrics.where.shares()
+    shares["stalled"] = sum(shares[part] for part in _STALLED)
+    mean_s = metrics.where.total_s / max(metrics.num_requests, 1)
+    return {part: shares[part] * mean_s for part in _SPENT}
+
+
+def _words(part: str, *rows: Row) -> str:
+    estimated = part == "stalled" and any(row.result.metrics.where.stalled_in_mixed_s for row in rows)
+    return _SPENT[part] + (" (in mixed steps estimated)" if estimated else "")
+
+
 def _against(winner: Row, other: Row, place: str) -> str:
-    """``over static, the last (3.1x): 14.8 sequences a step, not 2.9; but 41 % of ..., not 0 %``"""
-    better: list[str] = []
-    worse: list[str] = []
-    for trait in _TRAITS:
-        own, theirs = trait.value(winner), trait.value(other)
-        if own is None or theirs is None:
-            continue
-        if abs(own - theirs) > max(trait.least, 0.1 * max(abs(own), abs(theirs))):
-            said = f"{trait.text.format(trait.show(own))}, not {trait.show(theirs)}"
-            (better if trait.better * (own - theirs) > 0 else worse).append(said)
+    """``over static, the last (3.1x): 14.8 sequences a step, not 2.9; ...; but steps of ...``"""
+    told = [one for one in (*_times(winner, other), *_traits(winner, other)) if one.clear]
+    better = [str(one) for one in told if one.in_favour]
+    worse = [str(one) for one in told if not one.in_favour]
     ratio = (winner.rate_per_s or 0.0) / (other.rate_per_s or 1.0)
     found = "; ".join(better) or "nothing measured here is clearly better"
     if worse:
         found += f"; but {'; '.join(worse)}"
     return f"{winner.name} over {other.name}, {place} ({number(ratio)}x): {found}"
+
+
+def _times(winner: Row, other: Row) -> list[_Difference]:
+    """A request's seconds in each part, the largest difference first. Seconds, not shares: of a long wait
+    everything else is a small share."""
+    own, theirs = _spent_s(winner), _spent_s(other)
+    least_s = _SAID_TIME * max(sum(own.values()), sum(theirs.values()))
+    parts = sorted(_SPENT, key=lambda part: -abs(own[part] - theirs[part]))
+    return [
+        _Difference(
+            f"{{}} a request {_words(part, winner, other)}", own[part], theirs[part], -1, duration, least_s
+        )
+        for part in parts
+    ]
+
+
+def _traits(winner: Row, other: Row) -> list[_Difference]:
+    found = []
+    for text, value, better, show, least in _TRAITS:
+        own, theirs = value(winner.result.metrics), value(other.result.metrics)
+        if own is not None and theirs is not None:
+            found.append(_Difference(text, own, theirs, better, show, least))
+    return found

@@ -37,13 +37,14 @@ class _Look:
     words: str
 
 
-# Colours that stay apart for the colour-blind (Okabe and Ito, 2008), on dark and on light terminals.
+# Colours that stay apart for the colour-blind (after Okabe and Ito, 2008), on dark and light terminals, and
+# where only sixteen are to be had.
 _LOOKS = {
     Phase.PREFILL: _Look("▒", "P", "#e69f00", "prefill"),
     Phase.DECODE: _Look("█", "=", "#2b83ba", "decode"),
-    Phase.VERIFY: _Look("▓", "V", "#009e73", "decode, verifying drafts"),
+    Phase.VERIFY: _Look("▓", "V", "#10a050", "decode, verifying drafts"),
     Phase.WAIT: _Look("░", "-", "#8c8c8c", "waits for a step of others"),
-    Phase.RECOMPUTE: _Look("▚", "R", "#d55e00", "recomputes what preemption took"),
+    Phase.RECOMPUTE: _Look("▚", "R", "#ee3377", "recomputes what preemption took"),
     Phase.EMPTY: _Look("·", ".", "", "held, but empty"),
 }
 _PHASES = list(_LOOKS)
