@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import VirtualClock
-from tunebatch.engine.engine import Engine
 from tunebatch.engine.plan import StepOutput, StepPlan
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord, StepLog
 from tunebatch.engine.request import Request
@@ -24,10 +24,12 @@ MakeRow = Callable[..., Row]
 
 
 class TinyExecutor:
-    """Twelve blocks of 4 tokens; a step costs a second, and one more for each prompt token."""
+    """Twelve blocks of 4 tokens; a step costs a second, and one more for each token of a slice. It rejects
+    every draft."""
 
     num_blocks, block_size, max_slots, max_context = 12, 4, 8, 64
     eos_token_ids: frozenset[int] = frozenset()
+    drafter = None
 
     def execute(self, plan: StepPlan) -> StepOutput:
         tokens = [[5] for _ in plan.slices]
@@ -65,8 +67,8 @@ def serve() -> Callable[..., RunRecord]:
             Request(i, tuple(range(1, prompt + 1)), max_tokens, arrival_s, cancel_at_s, ignore_eos=True)
             for i, (prompt, max_tokens, arrival_s, cancel_at_s) in enumerate(shapes)
         ]
-        policy = strategy(name, knobs).make_policy()
-        return Engine(TinyExecutor(), policy, Arrivals(requests), VirtualClock()).run()
+        chosen = strategy(name, knobs)
+        return engine_for(chosen, TinyExecutor(), Arrivals(requests), VirtualClock()).run()
 
     return run
 

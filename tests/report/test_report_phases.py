@@ -83,11 +83,11 @@ def test_a_sequence_that_verifies_has_a_phase_of_its_own() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(SHAPES, st.sampled_from(["static", "continuous", "chunked", "mixed"]))
+@given(SHAPES, st.sampled_from(["static", "continuous+ngram", "chunked", "mixed", "mixed+ngram"]))
 def test_the_spans_of_a_stay_tile_it_and_agree_with_the_steps(
     serve: Any, shapes: list[tuple[int, int, float, float | None]], name: str
 ) -> None:
-    chunk = {"chunk_size": 4} if name in ("chunked", "mixed") else {}
+    chunk = {"chunk_size": 4} if name.startswith(("chunked", "mixed")) else {}
     run: RunRecord = serve(name, shapes, max_batch_size=3, **chunk)
     spent: defaultdict[Phase, float] = defaultdict(float)
     for stay in SlotPhases(run).stays():
@@ -99,6 +99,8 @@ def test_the_spans_of_a_stay_tile_it_and_agree_with_the_steps(
     steps = run.steps
     by_slices = sum(d * n for d, n in zip(steps.duration_s, steps.num_prefills, strict=True))
     by_decodes = sum(d * n for d, n in zip(steps.duration_s, steps.num_decodes, strict=True))
+    by_drafts = sum(d * len(ones) for d, ones in zip(steps.duration_s, steps.verifications, strict=True))
+    assert spent[Phase.VERIFY] == pytest.approx(by_drafts)
     assert spent[Phase.PREFILL] + spent[Phase.RECOMPUTE] == pytest.approx(by_slices)
     assert spent[Phase.DECODE] == pytest.approx(by_decodes)
     if not sum(steps.num_preempted):
