@@ -9,6 +9,7 @@ from tunebatch.engine.plan import Slice, StepOutput, StepPlan
 from tunebatch.engine.policies.chunked import Chunked
 from tunebatch.engine.policies.continuous import Continuous
 from tunebatch.engine.queues import Queues
+from tunebatch.engine.records import RunRecord
 
 
 def test_a_preempted_decode_has_its_tokens_again_when_the_next_one_comes(kit: SimpleNamespace) -> None:
@@ -27,16 +28,8 @@ def test_a_prompt_preempted_midway_is_where_it_was_before_its_first_token(kit: S
     run = kit.serve(Chunked(max_batch_size=4, chunk_size=3), requests, kit.Executor(num_blocks=14))
     record = run.requests[1]
     (preempted_s,), (recomputed_s,) = record.preempted_at_s, record.recomputed_at_s
-    ends = [
-        (start_s + duration_s, start + num_tokens)
-        for start_s, duration_s, slices in zip(
-            run.steps.start_s, run.steps.duration_s, run.steps.slices, strict=True
-        )
-        for i, _, start, num_tokens in slices
-        if i == 1
-    ]
-    had = max(computed for end_s, computed in ends if end_s <= preempted_s)
-    assert recomputed_s == min(end_s for end_s, computed in ends if end_s > preempted_s and computed >= had)
+    had = max(num for end_s, num in ends(run, 1) if end_s <= preempted_s)
+    assert recomputed_s == min(end_s for end_s, num in ends(run, 1) if end_s > preempted_s and num >= had)
     assert preempted_s < recomputed_s < record.token_times_s[0]
 
 
@@ -49,8 +42,26 @@ def test_a_preemption_during_a_recomputation_begins_it_anew(kit: SimpleNamespace
         pairs = list(zip(record.preempted_at_s, record.recomputed_at_s, strict=True))
         assert all(preempted_s < recomputed_s for preempted_s, recomputed_s in pairs)
         assert all(one[1] <= two[0] for one, two in pairwise(pairs))
-        again += sum(one[1] == two[0] for one, two in pairwise(pairs))
+        for one, two in pairwise(pairs):
+            if one[1] == two[0]:
+                again += 1
+                chunks = ends(run, record.id)
+                had = max(num for end_s, num in chunks if end_s <= one[0])
+                if record.token_times_s[0] <= one[0]:
+                    had += sum(time <= one[0] for time in record.token_times_s) - 1
+                assert two[1] == min(end_s for end_s, num in chunks if end_s > two[0] and num >= had)
     assert again == 1
+
+
+def ends(run: RunRecord, request_id: int) -> list[tuple[float, int]]:
+    """When each slice of a request was computed, and how many of its tokens then were."""
+    steps = run.steps
+    return [
+        (start_s + duration_s, start + num_tokens)
+        for start_s, duration_s, slices in zip(steps.start_s, steps.duration_s, steps.slices, strict=True)
+        for i, _, start, num_tokens in slices
+        if i == request_id
+    ]
 
 
 class VerifiesOnce:

@@ -24,16 +24,19 @@ MakeRow = Callable[..., Row]
 
 
 class TinyExecutor:
-    """Twelve blocks of 4 tokens; a step costs a second, and one more for each token of a slice. It rejects
+    """Twelve blocks of 4 tokens; a step costs a while, and another for each token of a slice. It rejects
     every draft."""
 
     num_blocks, block_size, max_slots, max_context = 12, 4, 8, 64
     eos_token_ids: frozenset[int] = frozenset()
     drafter = None
 
+    def __init__(self, step_s: float) -> None:
+        self._step_s = step_s
+
     def execute(self, plan: StepPlan) -> StepOutput:
         tokens = [[5] for _ in plan.slices]
-        seconds = 1.0 + plan.num_slice_tokens
+        seconds = self._step_s * (1 + plan.num_slice_tokens)
         return StepOutput(tokens, [5] * plan.num_decodes if plan.num_decodes else None, seconds)
 
     def reset(self) -> None:
@@ -62,13 +65,15 @@ class Arrivals:
 def serve() -> Callable[..., RunRecord]:
     """Serves requests of (prompt, max_tokens, arrival_s, cancel_at_s) by a strategy, in virtual time."""
 
-    def run(name: str, shapes: list[tuple[int, int, float, float | None]], **knobs: float) -> RunRecord:
+    def run(
+        name: str, shapes: list[tuple[int, int, float, float | None]], step_s: float = 1.0, **knobs: float
+    ) -> RunRecord:
         requests = [
             Request(i, tuple(range(1, prompt + 1)), max_tokens, arrival_s, cancel_at_s, ignore_eos=True)
             for i, (prompt, max_tokens, arrival_s, cancel_at_s) in enumerate(shapes)
         ]
         chosen = strategy(name, knobs)
-        return engine_for(chosen, TinyExecutor(), Arrivals(requests), VirtualClock()).run()
+        return engine_for(chosen, TinyExecutor(step_s), Arrivals(requests), VirtualClock()).run()
 
     return run
 

@@ -21,8 +21,8 @@ from tunebatch.report.perfetto import is_trace, write_trace
 @pytest.fixture(scope="module")
 def record(serve: Any) -> RunRecord:
     """Requests that fight for blocks, chunks beside decodes, a client that hangs up."""
-    shapes = [(12, 14, 0.0, None), (9, 14, 0.0, None), (5, 3, 2.0, None), (12, 8, 30.0, 60.0)]
-    run: RunRecord = serve("mixed", shapes, max_batch_size=3, chunk_size=8)
+    shapes = [(12, 14, 0.0, None), (9, 14, 0.0, None), (5, 3, 0.7, None), (12, 8, 10.0, 20.0)]
+    run: RunRecord = serve("mixed", shapes, step_s=1 / 3, max_batch_size=3, chunk_size=8)
     assert sum(run.steps.num_preempted)
     return run
 

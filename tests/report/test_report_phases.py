@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunebatch.engine.records import RequestRecord, RunRecord, StepLog
-from tunebatch.report.phases import Phase, SlotPhases, Stay
+from tunebatch.report.phases import Phase, SlotPhases, Span, Stay
 
 SHAPES = st.lists(
     st.tuples(
@@ -66,6 +66,34 @@ def test_what_preemption_took_is_recomputed_not_prefilled(serve: Any) -> None:
     ]
 
 
+def test_a_prompt_preempted_midway_goes_on_where_it_was(serve: Any) -> None:
+    run = serve("chunked", [(12, 12, 0.0, None), (28, 3, 22.0, None)], max_batch_size=2, chunk_size=4)
+    spans = [s for stay in SlotPhases(run).stays() if stay.request_id == 1 for s in stay.spans]
+    assert [span.phase.value for span in sorted(spans, key=lambda span: span.start_s)] == [
+        *("prefill", "wait", "prefill"),
+        *("recompute", "prefill", "decode"),
+    ]
+    assert [s.end_s for s in spans if s.phase is Phase.RECOMPUTE] == run.requests[1].recomputed_at_s
+
+
+def test_every_preemption_has_its_own_recomputation() -> None:
+    log = StepLog(
+        start_s=[0.0, 1.0, 3.0, 5.0],
+        duration_s=[1.0, 1.0, 1.0, 1.0],
+        num_decodes=[0] * 4,
+        num_draft_tokens=[0] * 4,
+        slices=[((0, 0, 0, 4),)] * 4,
+        verifications=[()] * 4,
+    )
+    request = RequestRecord(0, 0.0, 4, 9, preempted_at_s=[1.0, 3.0], recomputed_at_s=[2.0, 6.0])
+    stays = [(0, 0, 0.0, 1.0, 1.0), (0, 0, 1.0, 3.0, 3.0), (0, 0, 5.0, 6.0, 6.0)]
+    phases = [
+        [span.phase.value for span in stay.spans]
+        for stay in SlotPhases(RunRecord([request], log, stays)).stays()
+    ]
+    assert phases == [["prefill"], ["recompute"], ["recompute"]]
+
+
 def test_a_sequence_that_verifies_has_a_phase_of_its_own() -> None:
     log = StepLog(
         start_s=[0.0, 1.0, 2.0],
@@ -82,7 +110,7 @@ def test_a_sequence_that_verifies_has_a_phase_of_its_own() -> None:
     assert told(stay) == [(0.0, 1.0, "prefill"), (1.0, 2.0, "decode"), (2.0, 3.0, "verify")]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(SHAPES, st.sampled_from(["static", "continuous+ngram", "chunked", "mixed", "mixed+ngram"]))
 def test_the_spans_of_a_stay_tile_it_and_agree_with_the_steps(
     serve: Any, shapes: list[tuple[int, int, float, float | None]], name: str
@@ -90,7 +118,13 @@ def test_the_spans_of_a_stay_tile_it_and_agree_with_the_steps(
     chunk = {"chunk_size": 4} if name.startswith(("chunked", "mixed")) else {}
     run: RunRecord = serve(name, shapes, max_batch_size=3, **chunk)
     spent: defaultdict[Phase, float] = defaultdict(float)
-    for stay in SlotPhases(run).stays():
+    requests = {request.id: request for request in run.requests}
+    stays_before: defaultdict[int, int] = defaultdict(int)
+    for stay in sorted(SlotPhases(run).stays(), key=lambda stay: stay.start_s):
+        if (before := stays_before[stay.request_id]) and not cut_short(stay, requests[stay.request_id]):
+            recomputed_s = requests[stay.request_id].recomputed_at_s[before - 1]
+            assert all((s.phase is Phase.RECOMPUTE) == (s.start_s < recomputed_s) for s in computing(stay))
+        stays_before[stay.request_id] += 1
         edges = [stay.start_s, *(span.end_s for span in stay.spans)]
         assert [span.start_s for span in stay.spans] == edges[:-1] and edges[-1] == stay.held_until_s
         assert all(one.phase is not two.phase for one, two in pairwise(stay.spans))
@@ -105,6 +139,15 @@ def test_the_spans_of_a_stay_tile_it_and_agree_with_the_steps(
     assert spent[Phase.DECODE] == pytest.approx(by_decodes)
     if not sum(steps.num_preempted):
         assert not spent[Phase.RECOMPUTE]
+
+
+def computing(stay: Stay) -> list[Span]:
+    return [span for span in stay.spans if span.phase not in (Phase.WAIT, Phase.EMPTY)]
+
+
+def cut_short(stay: Stay, request: RequestRecord) -> bool:
+    """It ended before it had computed what it had lost."""
+    return stay.end_s == request.end_s and len(request.recomputed_at_s) < len(request.preempted_at_s)
 
 
 def test_only_what_is_asked_for(serve: Any) -> None:

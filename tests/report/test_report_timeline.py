@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tunebatch.engine.records import RunRecord, StepLog
+from tunebatch.engine.records import RequestRecord, RunRecord, StepLog
 from tunebatch.report.phases import Phase
 from tunebatch.report.screen import print_rows
-from tunebatch.report.timeline import Glyphs, Picture, good_length_s, legend, timeline
+from tunebatch.report.timeline import Picture, good_length_s, legend, timeline
 
 STATIC: list[tuple[int, int, float, float | None]] = [
     (5, 3, 0.0, None),
@@ -22,10 +22,10 @@ STATIC: list[tuple[int, int, float, float | None]] = [
 ]
 
 
-def static(serve: Any, glyphs: Glyphs = Glyphs.PLAIN, **options: Any) -> Picture:
+def static(serve: Any, **options: Any) -> Picture:
     """Two batches of two; the first prompts do not fit into one step. All of it lasts 18 seconds."""
     run = serve("static", STATIC, max_batch_size=2, max_batched_tokens=6)
-    return timeline(run, glyphs=glyphs, **{"width": 18, "length_s": 18.0, **options})
+    return timeline(run, **{"width": 18, "length_s": 18.0, **options})
 
 
 def test_a_static_batch_second_by_second(serve: Any) -> None:
@@ -37,7 +37,7 @@ def test_a_static_batch_second_by_second(serve: Any) -> None:
     ]
     assert (picture.num_slots, picture.num_shown) == (2, 2)
     assert picture.phases == {Phase.PREFILL, Phase.WAIT, Phase.DECODE, Phase.EMPTY}
-    assert static(serve, Glyphs.ASCII).text.plain.splitlines() == [
+    assert static(serve, ascii_only=True).text.plain.splitlines() == [
         "  0 PPPPPP----==|PPP==",
         "  1       PPPP=.|PPP=.",
         "    '0 s      '10 s",
@@ -45,10 +45,9 @@ def test_a_static_batch_second_by_second(serve: Any) -> None:
 
 
 def test_colours_say_the_same_as_glyphs(serve: Any) -> None:
-    plain, coloured = static(serve).text, static(serve, Glyphs.COLOUR).text
-    assert coloured.plain == plain.plain
+    coloured = static(serve).text
     console = Console()
-    row = plain.plain.splitlines()[0]
+    row = coloured.plain.splitlines()[0]
     styles = [coloured.get_style_at_offset(console, offset) for offset in range(len(row))]
     colours = {
         glyph: {s.bgcolor.name for s, g in zip(styles, row, strict=True) if g == glyph and s.bgcolor}
@@ -66,6 +65,25 @@ def test_a_cell_shows_what_filled_most_of_it(serve: Any) -> None:
     rows = static(serve, width=6).text.plain.splitlines()
     # Three seconds a cell: of the fourth the sequence waits one and decodes two.
     assert rows[0] == "  0 ▒▒░█▏█" and rows[1].startswith("  1   ▒▒▏")
+
+
+def test_a_cell_in_which_the_next_request_begins_shows_how_it_begins() -> None:
+    log = StepLog(
+        start_s=[0.0, 1.0, 7.8, 8.1],
+        duration_s=[1.0, 6.8, 0.3, 7.9],
+        num_decodes=[0, 1, 0, 1],
+        num_draft_tokens=[0, 0, 0, 0],
+        slices=[((0, 0, 0, 4),), (), ((1, 0, 0, 4),), ()],
+        verifications=[(), (), (), ()],
+    )
+    requests = [
+        RequestRecord(i, 0.0, 4, 2, token_times_s=times) for i, times in enumerate([[1.0, 7.8], [8.1, 16.0]])
+    ]
+    run = RunRecord(requests, log, [(0, 0, 0.0, 7.8, 7.8), (0, 1, 7.8, 16.0, 16.0)])
+    text = timeline(run, width=16, length_s=16.0).text
+    assert text.plain.splitlines()[0] == "  0 ▒██████▏████████"
+    begins = text.get_style_at_offset(Console(), 4 + 7).bgcolor
+    assert begins is not None and begins.name == "#e69f00"
 
 
 def test_a_gap_needs_no_boundary() -> None:
@@ -108,9 +126,9 @@ def test_the_axis_has_room_and_names_round_seconds(width: int, scale: float) -> 
 
 
 def test_the_legend_explains_what_is_to_be_seen() -> None:
-    told = legend({Phase.DECODE, Phase.PREFILL}, Glyphs.ASCII).plain
+    told = legend({Phase.DECODE, Phase.PREFILL}, ascii_only=True).plain
     assert told == "PP prefill   == decode   | the next request"
-    assert "recomputes" in legend([Phase.RECOMPUTE], Glyphs.COLOUR).plain
+    assert "recomputes" in legend([Phase.RECOMPUTE]).plain
 
 
 def shown(make_row: Any, serve: Any, count: int = 1, width: int = 80, **options: Any) -> str:

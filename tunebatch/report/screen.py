@@ -11,7 +11,7 @@ from rich.text import Text
 from tunebatch.report.reasons import reasons
 from tunebatch.report.rows import Row
 from tunebatch.report.tables import strategy_table
-from tunebatch.report.timeline import Glyphs, good_length_s, legend, timeline
+from tunebatch.report.timeline import good_length_s, legend, timeline
 from tunebatch.report.why import meanings, why_table
 
 
@@ -45,7 +45,7 @@ def print_rows(
         return
     drawn = [row for row in rows if row.result.record is not None]
     if drawn:
-        _print_timelines(console, drawn, _glyphs(console, ascii_only))
+        _print_timelines(console, drawn, ascii_only)
     console.print()
     console.print(Text("where a request's time went, and what kept more load out", style="bold"))
     console.print(why_table(rows))
@@ -56,25 +56,19 @@ def print_rows(
             console.print(Text(line))
 
 
-def _print_timelines(console: Console, rows: Sequence[Row], glyphs: Glyphs) -> None:
+def _print_timelines(console: Console, rows: Sequence[Row], ascii_only: bool) -> None:
     """One picture for each, all on one scale: as many seconds from left to right."""
     records = [row.result.record for row in rows if row.result.record is not None]
     width = min(100, max(20, console.width - 8))
     max_slots = 12 if len(rows) == 1 else 8 if len(rows) <= 3 else 6
     length_s = median(good_length_s(record, width) for record in records)
-    pictures = [timeline(record, width, max_slots, glyphs, length_s) for record in records]
+    pictures = [timeline(record, width, max_slots, length_s, ascii_only) for record in records]
     console.print()
     console.print(Text("batch slots over time", style="bold"))
-    console.print(legend(frozenset().union(*(picture.phases for picture in pictures)), glyphs))
+    console.print(legend(frozenset().union(*(picture.phases for picture in pictures)), ascii_only))
     for row, picture in zip(rows, pictures, strict=True):
         hidden = picture.num_slots > picture.num_shown
         shown = f"{picture.num_shown} of {picture.num_slots} slots" if hidden else ""
         console.print()
         console.print(Text.assemble((row.name, "bold"), "  ", (shown, "dim")))
         console.print(picture.text, soft_wrap=True)
-
-
-def _glyphs(console: Console, ascii_only: bool) -> Glyphs:
-    if ascii_only:
-        return Glyphs.ASCII
-    return Glyphs.COLOUR if console.color_system and not console.no_color else Glyphs.PLAIN

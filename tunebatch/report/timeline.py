@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from statistics import median
 
 import numpy as np
@@ -21,17 +20,11 @@ _LABEL_GAP = 4  # cells at least between one label of the axis and the next
 _BUSY = 0.9  # of the busiest stretch, which is busy enough to be shown
 
 
-class Glyphs(Enum):
-    """What a terminal can show. With colours a cell's glyph is of its own background's colour."""
-
-    COLOUR = "colour"
-    PLAIN = "plain"
-    ASCII = "ascii"
-
-
 @dataclass(frozen=True, slots=True)
 class _Look:
-    plain: str
+    """A phase's glyph, which has the colour of its background, so that it shows where colours do not."""
+
+    glyph: str
     ascii: str
     colour: str
     words: str
@@ -48,8 +41,8 @@ _LOOKS = {
     Phase.EMPTY: _Look("·", ".", "", "held, but empty"),
 }
 _PHASES = list(_LOOKS)
-_BOUNDARY = {Glyphs.COLOUR: "▏", Glyphs.PLAIN: "▏", Glyphs.ASCII: "|"}
-_TICK = {Glyphs.COLOUR: "╵", Glyphs.PLAIN: "╵", Glyphs.ASCII: "'"}
+_BOUNDARY, _ASCII_BOUNDARY = "▏", "|"
+_TICK, _ASCII_TICK = "╵", "'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +65,8 @@ def timeline(
     record: RunRecord,
     width: int = 72,
     max_slots: int = 8,
-    glyphs: Glyphs = Glyphs.PLAIN,
     length_s: float | None = None,
+    ascii_only: bool = False,
 ) -> Picture:
     """Draws a busy stretch of a run.
 
@@ -90,23 +83,23 @@ def timeline(
     stays = list(SlotPhases(record).stays(max_slots, start_s, end_s))
     for slot in slots[:max_slots]:
         text.append(f"{slot:>{label + 2}} ", style="dim")
-        seen |= _row(text, [stay for stay in stays if stay.slot == slot], start_s, end_s, width, glyphs)
+        seen |= _row(text, [stay for stay in stays if stay.slot == slot], start_s, end_s, width, ascii_only)
         text.append("\n")
     text.append(" " * (label + 3))
-    text.append(_axis(start_s, end_s, width, _TICK[glyphs]), style="dim")
+    text.append(_axis(start_s, end_s, width, _ASCII_TICK if ascii_only else _TICK), style="dim")
     return Picture(text, len(slots), min(len(slots), max_slots), frozenset(seen))
 
 
-def legend(phases: Iterable[Phase], glyphs: Glyphs) -> Text:
+def legend(phases: Iterable[Phase], ascii_only: bool = False) -> Text:
     """A swatch for each phase that is to be seen, and how a request's end shows."""
     text = Text()
     seen = set(phases)
     for phase, look in _LOOKS.items():
         if phase in seen:
-            glyph, style = _cell(phase, glyphs)
+            glyph, style = _cell(phase, ascii_only)
             text.append(glyph * 2, style=style)
             text.append(f" {look.words}   ", style="dim")
-    text.append(f"{_BOUNDARY[glyphs]} the next request", style="dim")
+    text.append(f"{_ASCII_BOUNDARY if ascii_only else _BOUNDARY} the next request", style="dim")
     return text
 
 
@@ -134,7 +127,7 @@ def _window(record: RunRecord, slots: Sequence[int], length_s: float) -> tuple[f
 
 
 def _row(
-    text: Text, stays: Sequence[Stay], start_s: float, end_s: float, width: int, glyphs: Glyphs
+    text: Text, stays: Sequence[Stay], start_s: float, end_s: float, width: int, ascii_only: bool
 ) -> set[Phase]:
     """Draws one slot; returns the phases that are to be seen."""
     cell_s = (end_s - start_s) / width
@@ -157,9 +150,7 @@ def _row(
             continue
         phase = _PHASES[int(spent[column].argmax())]
         seen.add(phase)
-        glyph, style = _cell(phase, glyphs)
-        if column in boundaries:
-            glyph, style = _BOUNDARY[glyphs], _boundary_style(phase, glyphs)
+        glyph, style = _cell(phase, ascii_only, column in boundaries)
         text.append(glyph, style=style)
     return seen
 
@@ -175,18 +166,13 @@ def _fill(cells: FloatArray, since: float, until: float) -> None:
     cells[last] += until - last
 
 
-def _cell(phase: Phase, glyphs: Glyphs) -> tuple[str, str]:
+def _cell(phase: Phase, ascii_only: bool, boundary: bool = False) -> tuple[str, str]:
+    """A cell's glyph and style."""
     look = _LOOKS[phase]
-    if glyphs is Glyphs.ASCII:
-        return look.ascii, ""
-    if glyphs is Glyphs.COLOUR and look.colour:
-        return look.plain, f"{look.colour} on {look.colour}"
-    return look.plain, "" if look.colour else "dim"
-
-
-def _boundary_style(phase: Phase, glyphs: Glyphs) -> str:
-    colour = _LOOKS[phase].colour
-    return f"black on {colour}" if glyphs is Glyphs.COLOUR and colour else ""
+    if boundary:
+        return _ASCII_BOUNDARY if ascii_only else _BOUNDARY, f"black on {look.colour}" if look.colour else ""
+    style = f"{look.colour} on {look.colour}" if look.colour else "dim"
+    return look.ascii if ascii_only else look.glyph, style
 
 
 def _axis(start_s: float, end_s: float, width: int, tick: str) -> str:
