@@ -13,7 +13,7 @@ from tunebatch.report.latencies import latency_table
 from tunebatch.report.progress import Progress
 from tunebatch.report.screen import print_rows
 from tunebatch.report.tables import strategy_table
-from tunebatch.report.why import why_table
+from tunebatch.report.why import why_tables
 
 
 def _console(**options: Any) -> tuple[Console, io.StringIO]:
@@ -44,7 +44,7 @@ def test_hits_are_a_column_where_any_row_has_a_prefix_cache(make_row: Any) -> No
     file.seek(0)
     file.truncate()
     console.print(strategy_table([plain]))
-    console.print(why_table([cached]))
+    console.print(*why_tables([cached], console))
     assert " hit" not in file.getvalue() and "12,345 prompt tokens not computed" in file.getvalue()
 
 

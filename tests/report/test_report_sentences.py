@@ -16,7 +16,7 @@ from tunebatch.report.reasons import reasons
 from tunebatch.report.rows import duration, number, short_knobs
 from tunebatch.report.sentence import Gain, fastest_line, winner_line
 from tunebatch.report.speculation import speculation_line
-from tunebatch.report.why import meanings, samples_problem, why_table
+from tunebatch.report.why import meanings, samples_problem, why_tables
 
 
 def test_short_knobs_are_words_that_fit_the_column_of_a_sweep() -> None:
@@ -64,7 +64,7 @@ def test_slots_are_empty_behind_a_prefill_too() -> None:
 
 def why(row: Any) -> str:
     console = Console(width=200, file=io.StringIO())
-    console.print(why_table([row]))
+    console.print(*why_tables([row], console))
     return " ".join(console.file.getvalue().split())
 
 
@@ -74,6 +74,14 @@ def test_why_names_the_limit_that_binds(make_row: Any) -> None:
     told = why(make_row("continuous", 1.0, wait_s=0.7))
     assert "misses p90_ttft 700 ms of 500ms: requests wait too long" in told
     assert "p90_ttft not told: 20 samples, 64 needed" in why(make_row("continuous", 1.0, n=20))
+
+
+@pytest.mark.parametrize(("width", "num_tables"), [(80, 2), (110, 1)])
+def test_what_binds_is_told_where_it_has_room(make_row: Any, width: int, num_tables: int) -> None:
+    row = make_row("continuous", 1.0, wait_s=0.7)
+    tables = why_tables([row, row], Console(width=width))
+    assert [table.columns[-1].header for table in tables][-1:] == ["what binds"]
+    assert len(tables) == num_tables and all(table.row_count == 2 for table in tables)
 
 
 def test_the_greatest_shortage_is_told() -> None:
@@ -114,9 +122,8 @@ def test_drafts_are_told_by_position_and_by_batch() -> None:
 
 def test_columns_that_say_something_are_shown_and_explained(make_row: Any) -> None:
     plain = make_row("continuous", 1.0)
-    console = Console(width=200, file=io.StringIO())
-    console.print(why_table([plain]))
-    assert "mixed" not in console.file.getvalue() and "preempted" not in meanings([plain])
+    assert "mixed" not in why(plain) and "preempted" not in meanings([plain])
+    assert "preempted" not in why(with_split(plain, preempted_s=0.05))  # 0 %, rounded
     row = with_split(plain, stalled_in_mixed_s=0.7, preempted_s=1.4, speculation_waste_s=2.1)
     told = why(row)
     assert "in mixed (est.) preempted rejected drafts empty slots" in told

@@ -127,8 +127,8 @@ def test_the_axis_has_room_and_names_round_seconds(width: int, scale: float) -> 
 
 def test_the_legend_explains_what_is_to_be_seen() -> None:
     told = legend({Phase.DECODE, Phase.PREFILL}, ascii_only=True).plain
-    assert told == "PP prefill   == decode   | the next request"
-    assert "recomputes" in legend([Phase.RECOMPUTE]).plain
+    assert told == "PP prefill   == decode   | next request"
+    assert "recompute after preemption" in legend([Phase.RECOMPUTE]).plain
 
 
 def shown(make_row: Any, serve: Any, count: int = 1, width: int = 80, **options: Any) -> str:

@@ -12,7 +12,7 @@ from tunebatch.report.reasons import reasons
 from tunebatch.report.rows import Row
 from tunebatch.report.tables import strategy_table
 from tunebatch.report.timeline import good_length_s, legend, timeline
-from tunebatch.report.why import meanings, why_table
+from tunebatch.report.why import meanings, why_tables
 
 
 def print_rows(
@@ -48,7 +48,8 @@ def print_rows(
         _print_timelines(console, drawn, ascii_only)
     console.print()
     console.print(Text("where a request's time went, and what kept more load out", style="bold"))
-    console.print(why_table(rows))
+    for table in why_tables(rows, console):
+        console.print(table)
     console.print(Text(meanings(rows), style="dim"))
     if winner is not None:
         console.print()

@@ -35,9 +35,9 @@ class _Look:
 _LOOKS = {
     Phase.PREFILL: _Look("▒", "P", "#e69f00", "prefill"),
     Phase.DECODE: _Look("█", "=", "#2b83ba", "decode"),
-    Phase.VERIFY: _Look("▓", "V", "#10a050", "decode, verifying drafts"),
-    Phase.WAIT: _Look("░", "-", "#8c8c8c", "waits for a step of others"),
-    Phase.RECOMPUTE: _Look("▚", "R", "#ee3377", "recomputes what preemption took"),
+    Phase.VERIFY: _Look("▓", "V", "#10a050", "decode with drafts"),
+    Phase.WAIT: _Look("░", "-", "#8c8c8c", "waits for others"),
+    Phase.RECOMPUTE: _Look("▚", "R", "#ee3377", "recompute after preemption"),
     Phase.EMPTY: _Look("·", ".", "", "held, but empty"),
 }
 _PHASES = list(_LOOKS)
@@ -99,7 +99,7 @@ def legend(phases: Iterable[Phase], ascii_only: bool = False) -> Text:
             glyph, style = _cell(phase, ascii_only)
             text.append(glyph * 2, style=style)
             text.append(f" {look.words}   ", style="dim")
-    text.append(f"{_ASCII_BOUNDARY if ascii_only else _BOUNDARY} the next request", style="dim")
+    text.append(f"{_ASCII_BOUNDARY if ascii_only else _BOUNDARY} next request", style="dim")
     return text
 
 

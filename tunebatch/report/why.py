@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from tunebatch.measure.limits import format_duration
@@ -18,8 +19,8 @@ _REASONS = {
 }
 
 
-# A part of the time split, and what its column is called. Those after the first four are shown where they
-# are not zero for everybody.
+# A part of the time split, and what its column is called. Those after the first four are shown where they are
+# not 0 % for everybody.
 _PARTS = {
     "queue": "queue",
     "prefill": "prefill",
@@ -30,6 +31,9 @@ _PARTS = {
     "speculation_waste": "rejected drafts",
 }
 _ALWAYS = tuple(_PARTS)[:4]
+_SHOWN = 0.005  # which is 1 %, rounded
+_ROOM_TO_TELL = 35  # cells for what binds
+_ENDLESS = 1000  # cells, in which nothing wraps
 _MEANINGS = {
     "queue": "queue: before the first step",
     "stalled": "stalled: between tokens, while prompts of others were computed",
@@ -43,34 +47,54 @@ _MEANINGS = {
 _EMPTY = "empty slots: held, but computing nothing in a step: ended, or waiting behind a prefill"
 
 
-def why_table(rows: Sequence[Row]) -> Table:
-    """Where requests spent their time, which slots were empty, and what binds; a line per strategy."""
-    parts = _shown_parts(rows)
+def why_tables(rows: Sequence[Row], console: Console) -> list[Table]:
+    """Where requests spent their time, which slots were empty, and what binds; a line per strategy.
+
+    What binds has a table of its own where the numbers leave it too little room.
+    """
+    shares = [row.result.metrics.where.shares() for row in rows]
+    numbers = {_PARTS[part]: [percent(one[part]) for one in shares] for part in _shown_parts(rows)}
+    numbers["empty slots"] = [percent(row.result.metrics.bubble) for row in rows]
+    names, binds = [row.name for row in rows], {"what binds": [_binds(row) for row in rows]}
+    endless = console.options.update_width(_ENDLESS)
+    beside = console.measure(_table(names, numbers, {}), options=endless).maximum
+    together = _table(names, numbers, binds)
+    if min(beside + _ROOM_TO_TELL, console.measure(together, options=endless).maximum) <= console.width:
+        return [together]
+    return [_table(names, numbers, {}), _table(names, {}, binds)]
+
+
+def _binds(row: Row) -> str:
+    metrics = row.result.metrics
+    told = row.beyond or binding_text(row.result.verdict) or "-"
+    if metrics.num_preemptions:
+        told += f"; {metrics.num_preemptions} preemptions"
+    if metrics.saved_prefill_tokens is not None:
+        told += f"; {metrics.saved_prefill_tokens:,} prompt tokens not computed"
+    return told
+
+
+def _table(names: list[str], numbers: dict[str, list[str]], texts: dict[str, list[str]]) -> Table:
+    """A column for each header, numbers to the right of it, beside the strategies' names."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("strategy", no_wrap=True)
-    for name in (*(_PARTS[part] for part in parts), "empty slots"):
-        table.add_column(name, justify="right")
-    table.add_column("what binds")
-    for row in rows:
-        metrics = row.result.metrics
-        told = row.beyond or binding_text(row.result.verdict) or "-"
-        if metrics.num_preemptions:
-            told += f"; {metrics.num_preemptions} preemptions"
-        if metrics.saved_prefill_tokens is not None:
-            told += f"; {metrics.saved_prefill_tokens:,} prompt tokens not computed"
-        shares = metrics.where.shares()
-        table.add_row(row.name, *(percent(shares[part]) for part in parts), percent(metrics.bubble), told)
+    for header in numbers:
+        table.add_column(header, justify="right")
+    for header in texts:
+        table.add_column(header)
+    for cells in zip(names, *numbers.values(), *texts.values(), strict=True):
+        table.add_row(*cells)
     return table
 
 
 def meanings(rows: Sequence[Row]) -> str:
-    """What the columns of `why_table` mean, where their names do not say it."""
+    """What the columns of `why_tables` mean, where their names do not say it."""
     return "; ".join([*(_MEANINGS[part] for part in _shown_parts(rows) if part in _MEANINGS), _EMPTY])
 
 
 def _shown_parts(rows: Sequence[Row]) -> list[str]:
     shares = [row.result.metrics.where.shares() for row in rows]
-    return [part for part in _PARTS if part in _ALWAYS or any(one[part] for one in shares)]
+    return [part for part in _PARTS if part in _ALWAYS or any(one[part] >= _SHOWN for one in shares)]
 
 
 def binding_text(verdict: SloVerdict | None) -> str:
