@@ -118,3 +118,12 @@ def test_a_size_whose_steps_all_computed_prompts_costs_what_the_nearest_does() -
         if depth:
             auto.verified(depth, 40, [min(depth, 2)] * 40)
     assert [row[2] for row in auto.table()] == [0]
+
+
+def test_steps_without_drafts_are_never_guessed_to_be_free() -> None:
+    auto = Auto(8)
+    auto.choose(1)
+    for _ in range(5):
+        auto.took(1, 1, 1.0)
+        auto.took(1, 3, 4.0)  # on the line through both, a step without drafts would cost -0.5
+    assert [row[2] for row in auto.table()] == [0]

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from tunebatch.engine.strategies import Strategy
     from tunebatch.profile import Profile
 
-# Whole runs that a search amounts to: for a default about six rates, most of which end early because they
+# Whole runs that a search amounts to: for a default about five rates, most of which end early because they
 # miss; for a candidate of the confirmation about four on each of two seeds. There are more candidates where
 # the time is left.
-_RUNS_OF_A_DEFAULT, _RUNS_OF_A_CANDIDATE = 4, 6
+_RUNS_OF_A_DEFAULT, _RUNS_OF_A_CANDIDATE = 3, 6
 _ALONE = 4  # requests that show the pace of a strategy without batches
 
 

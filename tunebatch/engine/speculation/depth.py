@@ -149,5 +149,7 @@ def _cost(known: list[tuple[int, float]], depth: int) -> float:
         return (known[0][1] if known else 1.0) * (1.0 + _GUESSED_STEP * depth)
     upper = next((i for i, (at, _) in enumerate(known) if at >= depth), len(known) - 1)
     (a, cost_a), (b, cost_b) = known[max(upper, 1) - 1], known[max(upper, 1)]
-    # Noise may make more drafts seem cheaper; a line that falls would reward any depth.
-    return cost_a + max(cost_b - cost_a, 0.0) * (depth - a) / (b - a)
+    # Noise may make more drafts seem cheaper; a line that falls would reward any depth. Nor does it fall
+    # to nothing below the first measured depth: a step costs at least its share of the tokens computed.
+    on_line = cost_a + max(cost_b - cost_a, 0.0) * (depth - a) / (b - a)
+    return max(on_line, cost_a * min(1.0, (1 + depth) / (1 + a)))
