@@ -12,8 +12,9 @@ PIP := $(VENV)/bin/python -m pip -qq --disable-pip-version-check
 sweep: $(STAMP)
 	@$(VENV)/bin/tunebatch sweep $(SWEEP_ARGS)
 
+# Two processes; the tests of a file stay together, because they share compiled kernels and loaded models.
 test: $(STAMP)
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP)
 	@$(VENV)/bin/ruff format --check .
