@@ -26,7 +26,7 @@ def doctor(
     check_clock: Annotated[
         bool,
         typer.Option(
-            "--check-clock", help="Compare runs that skip idle time with one in real time; about a minute."
+            "--check-clock", help="Compare runs that skip idle time with runs in real time; 90 seconds."
         ),
     ] = False,
     json: options.Json = False,
