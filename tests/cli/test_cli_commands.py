@@ -238,6 +238,20 @@ def test_the_shipped_profiles_have_the_time_that_they_ask_for(
         assert "more than there is" not in done.out
 
 
+@pytest.mark.parametrize(
+    ("flags", "arrivals"),
+    [
+        ([], "64 requests, all at once, "),
+        (["--rate", "30"], "64 requests, Poisson at 30 req/s, "),
+    ],
+)
+def test_the_traffic_is_told_as_it_is_served(tunebatch: Any, flags: list[str], arrivals: str) -> None:
+    for command in (["run"], ["compare", "--strategy", "static"]):
+        done = tunebatch(*command, "--requests", "64", *flags)
+        told = next(line for line in done.err.splitlines() if line.startswith("workload: "))
+        assert arrivals in told, told
+
+
 def test_ctrl_c_is_130(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt

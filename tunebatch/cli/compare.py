@@ -120,7 +120,10 @@ def _measured(
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
         session = Session.open(asked, spec)
-        for line in [*session.describe(), *options.preset_notes(asked.search.strategies)]:
+        for line in [
+            *session.describe(session.as_asked(rate)),
+            *options.preset_notes(asked.search.strategies),
+        ]:
             progress.note(line)
         progress.note(session.check_tokens(chosen))
         if chosen != defaults:

@@ -91,7 +91,7 @@ def run(
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
         session = Session.open(asked, spec, clock)
-        for line in [*session.describe(), *options.preset_notes([strategy])]:
+        for line in [*session.describe(session.as_asked(rate)), *options.preset_notes([strategy])]:
             progress.note(line)
         progress.note(session.check_tokens([chosen]))
         if chosen != make_strategy(strategy, knobs):

@@ -150,20 +150,19 @@ class Session:
         glimpse_s: float | None = None,
     ) -> RunResult:
         """Serves the workload once; without a rate all requests arrive at once. See ``MeasureFn``."""
-        workload = self.workload(seed, math.ceil((rate or 0.0) * least_s))
-        if rate is None:
-            return self._measure(workload.saturated(), chosen, stop_early, glimpse_s)
-        try:
-            paced = workload.at_rate(rate)
-        except ValueError as error:
-            raise CliError(str(error)) from None
-        return self._measure(paced, chosen, stop_early)
+        paced = _at(rate, self.workload(seed, math.ceil((rate or 0.0) * least_s)))
+        return self._measure(paced, chosen, stop_early, glimpse_s if rate is None else None)
+
+    def as_asked(self, rate: float | None) -> Workload:
+        """The workload at the given rate; without one by its own schedule, where the user chose one, or else
+        all at once."""
+        if rate is None and has_own_schedule(self.profile):
+            return self.workload()
+        return _at(rate, self.workload())
 
     def measure_as_asked(self, chosen: Strategy, rate: float | None) -> RunResult:
-        """At the given rate; without one by the workload's own schedule, where the user chose one."""
-        if rate is None and has_own_schedule(self.profile):
-            return self._measure(self.workload(), chosen)
-        return self.measure(chosen, rate)
+        """Serves ``as_asked`` once."""
+        return self._measure(self.as_asked(rate), chosen)
 
     def measure_first(self, chosen: Strategy, count: int) -> RunResult:
         """The first requests of the workload, all at once."""
@@ -221,9 +220,9 @@ class Session:
             )
         load_draft(self.executor, "bundled" if model.draft == "auto" else model.draft, backend=model.backend)
 
-    def describe(self) -> list[str]:
+    def describe(self, workload: Workload) -> list[str]:
         """The model, the traffic, and what was done to the traffic; a line each."""
-        facts, workload = self.executor.model_info, self.workload()
+        facts = self.executor.model_info
         shown = [
             str(facts[key]) for key in ("name", "dtype", "device", "attention_backend") if facts.get(key)
         ]
@@ -246,3 +245,13 @@ class Session:
         from tunebatch.engine.clock import ReplayClock, WallClock
 
         return WallClock() if self.clock == "wall" else ReplayClock()
+
+
+def _at(rate: float | None, workload: Workload) -> Workload:
+    """At a rate, or all at once."""
+    if rate is None:
+        return workload.saturated()
+    try:
+        return workload.at_rate(rate)
+    except ValueError as error:
+        raise CliError(str(error)) from None

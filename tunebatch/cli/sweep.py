@@ -180,7 +180,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
         session = _open(asked, spec)
-        for line in [*session.describe(), *options.preset_notes(search.strategies)]:
+        for line in [*session.describe(session.workload()), *options.preset_notes(search.strategies)]:
             progress.note(line)
         least_s = _least_duration_s(session)
         start_rate = _start_rate(asked, call, spec, least_s)
