@@ -104,7 +104,9 @@ def test_saved_results_side_by_side(tunebatch: Any) -> None:
     tunebatch("compare", "--strategy", "static", "--strategy", "continuous", "-o", "here")
     done = tunebatch("compare", "here/static/result.json", "here/continuous/result.json")
     assert done.code == 0, done.err
-    assert "static" in done.out and "continuous" in done.out and "req/s" in done.out.splitlines()[0]
+    headline, *rest = done.out.splitlines()
+    assert headline.startswith("continuous B, ") and "req/s" in headline
+    assert "A: here/static" in rest and "B: here/continuous" in rest
     both = json.loads(tunebatch("compare", "here/static", "here/continuous", "--json").out)
     assert [one["tunebatch"]["strategy"] for one in both["results"]] == ["static", "continuous"]
 
@@ -140,9 +142,9 @@ def test_results_that_differ_by_the_rate_are_compared_with_it(tunebatch: Any) ->
     tunebatch("run", "continuous", "-o", "b", *slo, "--rate", "12", "-n", "90")
     done = tunebatch("compare", "a", "b")
     assert done.code == 0, done.err
-    header, *rows = [
-        line for line in done.out.splitlines() if line.startswith(("strategy", "static (", "cont"))
-    ][1:4]
+    lines = done.out.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("strategy"))
+    header, *rows = lines[first : first + 3]
     assert "offered req/s  goodput req/s" in header
     assert {row.split()[0]: (" 12.0 " in row, " 5.00 " in row) for row in rows} == {
         "continuous": (True, False),
@@ -391,7 +393,8 @@ def test_saved_results_are_told_apart_by_their_folders(tunebatch: Any) -> None:
     tunebatch("run", "static", "-o", "after")
     done = tunebatch("compare", "before", "after/result.json")
     assert done.code == 0, done.err
-    assert "static (before)" in done.out and "static (after)" in done.out
+    assert "static A" in done.out and "static B" in done.out
+    assert {"A: before", "B: after"} <= set(done.out.splitlines())
 
 
 def test_few_slots_are_what_a_sweep_and_a_comparison_are_told_with(

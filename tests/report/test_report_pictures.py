@@ -12,7 +12,7 @@ from rich.console import Console
 from tunebatch.report.latencies import latency_table
 from tunebatch.report.progress import Progress
 from tunebatch.report.screen import print_rows
-from tunebatch.report.tables import strategy_table
+from tunebatch.report.tables import strategy_tables
 from tunebatch.report.why import why_tables
 
 
@@ -25,7 +25,9 @@ def test_the_table_shows_what_the_slo_limits_in_the_order_given(make_row: Any) -
     console, file = _console()
     slo = "p95_ttft<=1s"
     rows = [make_row("continuous", 6.0, n=140, slo=slo), make_row("static", 2.0, n=140, slo=slo)]
-    console.print(strategy_table([*rows, make_row("sequential", None, n=140, slo=slo)], "capacity req/s"))
+    console.print(
+        *strategy_tables(console, [*rows, make_row("sequential", None, n=140, slo=slo)], "capacity req/s")
+    )
     header, first, second, third = file.getvalue().splitlines()
     assert "p95 TTFT" in header and "p90 TPOT" in header and "capacity req/s" in header
     assert first.startswith("continuous") and "3.00x" in first
@@ -38,22 +40,37 @@ def test_hits_are_a_column_where_any_row_has_a_prefix_cache(make_row: Any) -> No
     plain, cached = make_row("static", 2.0), make_row("static+prefix", 3.0)
     metrics = replace(cached.result.metrics, hit_rate=0.625, saved_prefill_tokens=12345)
     cached = replace(cached, result=replace(cached.result, metrics=metrics))
-    console.print(strategy_table([cached, plain]))
+    console.print(*strategy_tables(console, [cached, plain]))
     header, first, second = file.getvalue().splitlines()
     assert header.endswith(" hit") and first.endswith("62 %") and second.rstrip().endswith("-")
     file.seek(0)
     file.truncate()
-    console.print(strategy_table([plain]))
+    console.print(*strategy_tables(console, [plain]))
     console.print(*why_tables([cached], console))
     assert " hit" not in file.getvalue() and "12,345 prompt tokens not computed" in file.getvalue()
 
 
+def test_a_narrow_screen_cuts_no_number(make_row: Any) -> None:
+    rows = [replace(make_row("continuous", 6.0), source=mark) for mark in "AB"]
+    file = io.StringIO()
+    print_rows(Console(file=file, width=80), rows, rate_name="goodput req/s")
+    text = file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "strategy      knobs" in text and "goodput req/s" not in text
+    wide = io.StringIO()
+    print_rows(Console(file=wide, width=150), rows, rate_name="goodput req/s")
+    assert "strategy      knobs" in wide.getvalue() and "goodput req/s" in wide.getvalue()
+    numbers = [line.split() for line in text.splitlines() if line.startswith("continuous ")]
+    whole = [line.split() for line in wide.getvalue().splitlines() if line.startswith("continuous ")]
+    assert all(set(cells) <= set(told) for cells, told in zip(numbers[:2], whole[:2], strict=True))
+
+
 def test_a_percentile_without_evidence_says_what_it_lacks(make_row: Any) -> None:
     console, file = _console()
-    console.print(strategy_table([make_row("static", 2.0, n=70, slo="p99_ttft<=1s")]))
+    console.print(*strategy_tables(console, [make_row("static", 2.0, n=70, slo="p99_ttft<=1s")]))
     assert "n/a (70 of 662)" in file.getvalue() and "20.0 ms" in file.getvalue()
     console, file = _console()
-    console.print(strategy_table([make_row("static", 2.0, n=12, slo="p50_ttft<=1s")]))
+    console.print(*strategy_tables(console, [make_row("static", 2.0, n=12, slo="p50_ttft<=1s")]))
     assert "100 ms  n/a (12 of 64)" in file.getvalue()
 
 

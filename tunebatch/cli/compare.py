@@ -190,7 +190,9 @@ def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
                 if what == "workload":
                     difference = f"another workload, {_traffic_difference(found[0], result)}"
                 raise CliError(f"{path} is not comparable with {paths[0]}: {difference}", NOT_COMPARABLE)
-    _show([(_source(path), result) for path, result in zip(paths, found, strict=True)], json, quiet)
+    marks = [chr(ord("A") + index) if len(paths) <= 26 else str(index + 1) for index in range(len(paths))]
+    sources = [f"{mark}: {_source(path)}" for mark, path in zip(marks, paths, strict=True)]
+    _show(list(zip(marks, found, strict=True)), json, quiet, sources)
 
 
 def _source(path: Path) -> str:
@@ -236,8 +238,10 @@ def _traffic_difference(first: RunResult, other: RunResult) -> str:
     )
 
 
-def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None:
-    """Results with where they come from, which is nothing for those measured now."""
+def _show(
+    results: list[tuple[str, RunResult]], json: bool, quiet: bool, sources: list[str] | None = None
+) -> None:
+    """Results with their marks, which are empty for those measured now."""
     from tunebatch.cli import output
     from tunebatch.measure.result import to_json_dict
     from tunebatch.report.screen import print_rows
@@ -257,6 +261,7 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
         winner=fastest(rows),
         rate_name=rate_name,
         offered=len(rates) > 1,
+        notes=sources or (),
         ascii_only=output.ascii_only(),
         quiet=quiet,
     )

@@ -20,7 +20,7 @@ class Row:
         rate_per_s: Requests a second: the capacity inside the SLO, or the throughput where no
             capacity was searched; None when the SLO was missed at every rate.
         tuned: The knobs were searched, not the defaults.
-        source: Where a saved result was read from.
+        source: A mark of the saved result that it was read from.
         beyond: What the first rate above the capacity missed, in words; empty when there is nothing to say.
         unconfirmed: The rate is of the search only, while others were measured again.
     """
@@ -38,8 +38,8 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The strategy, told from other rows of the same one by where it was read from."""
-        return f"{self.strategy} ({self.source})" if self.source else self.strategy
+        """The strategy, told from other rows of the same one by its mark."""
+        return f"{self.strategy} {self.source}" if self.source else self.strategy
 
     @property
     def knobs(self) -> str:

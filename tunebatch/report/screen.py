@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tunebatch.report.reasons import reasons
 from tunebatch.report.rows import Row
-from tunebatch.report.tables import strategy_table
+from tunebatch.report.tables import strategy_tables
 from tunebatch.report.timeline import good_length_s, legend, timeline
 from tunebatch.report.why import meanings, why_tables
 
@@ -23,6 +23,7 @@ def print_rows(
     winner: Row | None = None,
     rate_name: str = "req/s",
     offered: bool = False,
+    notes: Sequence[str] = (),
     ascii_only: bool = False,
     quiet: bool = False,
     ordered: bool = True,
@@ -31,6 +32,7 @@ def print_rows(
 
     Args:
         offered: Tell the rate at which requests came, too.
+        notes: Lines beneath the table.
         winner: Whose advantages over the others are told.
     """
     if ordered:
@@ -38,9 +40,11 @@ def print_rows(
     if headline is not None:
         console.print(Text(headline, style="bold"))
         console.print()
-    console.print(strategy_table(rows, rate_name, marked=ordered, offered=offered))
-    if any(row.unconfirmed for row in rows):
-        console.print(Text("* measured in the search only, not again", style="dim"))
+    for table in strategy_tables(console, rows, rate_name, marked=ordered, offered=offered):
+        console.print(table)
+    starred = ["* measured in the search only, not again"] if any(row.unconfirmed for row in rows) else []
+    for note in (*starred, *notes):
+        console.print(Text(note, style="dim"))
     if quiet:
         return
     drawn = [row for row in rows if row.result.record is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from tunebatch.measure.limits import MetricName, StatisticName
@@ -20,37 +21,64 @@ from tunebatch.report.rows import (
     slo_of,
 )
 
+_ENDLESS = 1000  # cells, in which nothing wraps
 _LATENCIES: tuple[MetricName, ...] = ("ttft", "tpot")
 
 
-def strategy_table(
-    rows: Sequence[Row], rate_name: str = "req/s", marked: bool = True, offered: bool = False
-) -> Table:
+def strategy_tables(
+    console: Console,
+    rows: Sequence[Row],
+    rate_name: str = "req/s",
+    marked: bool = True,
+    offered: bool = False,
+) -> list[Table]:
     """Strategy, knobs, rate and what it cost, in the order given; hits where any row has a prefix cache.
+
+    Where a console has no room for all of it side by side, knobs have a table of their own.
 
     Args:
         rate_name: ``capacity req/s`` where the rate is one.
         marked: The first row is the best.
         offered: Requests came at different rates, which are told.
     """
+    whole = _numbers(rows, rate_name, marked, offered, knobs=True, space=" ")
+    if console.measure(whole, options=console.options.update_width(_ENDLESS)).maximum <= console.width:
+        return [whole]
+    return [_numbers(rows, rate_name, marked, offered, knobs=False, space="\n"), _knobs(rows)]
+
+
+def _knobs(rows: Sequence[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("knobs")
+    for row in rows:
+        table.add_row(row.name, short_knobs(row.result.knobs) or "-")
+    return table
+
+
+def _numbers(
+    rows: Sequence[Row], rate_name: str, marked: bool, offered: bool, *, knobs: bool, space: str
+) -> Table:
+    """``space``: what stands between the words of a header."""
     slo, base = slo_of(rows), baseline(rows)
     statistics = {metric: shown_statistic(slo, metric) for metric in _LATENCIES}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("strategy", no_wrap=True)
-    table.add_column("knobs")
+    if knobs:
+        table.add_column("knobs")
     names = [f"{statistics[metric]} {metric.upper()}" for metric in _LATENCIES]
     hits = [row.result.metrics.hit_rate for row in rows]
     cached = ("hit",) if any(hit is not None for hit in hits) else ()
     rates = ("offered req/s",) if offered else ()
     for name in (*rates, rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV", *cached):
-        table.add_column(name, justify="right")
+        table.add_column(name.replace(" ", space), justify="right")
     for index, row in enumerate(rows):
         metrics = row.result.metrics
         ratio = ratio_to(row, base)
         told = [_observed(row, metric, statistics[metric]) for metric in _LATENCIES]
         table.add_row(
             row.name,
-            short_knobs(row.result.knobs) or "-",
+            *([short_knobs(row.result.knobs) or "-"] if knobs else []),
             *(number(row.result.workload.get("rate_per_s")) for _ in rates),
             _rate(row),
             "-" if ratio is None else f"{ratio:.2f}x",
