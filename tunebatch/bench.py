@@ -123,7 +123,7 @@ def measure(
         verdict=check(metrics, slo, judge.missed if judge is not None else None) if slo is not None else None,
         conditions=conditions(metrics, time.name, workload.seed),
         speculation=record.speculation,
-        telemetry=telemetry(record, instruments, cpu.use, gpu.use) if is_real else None,
+        telemetry=telemetry(record, metrics, instruments, cpu.use, gpu.use) if is_real else None,
         record=record,
     )
 

@@ -240,6 +240,7 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
     """Results with where they come from, which is nothing for those measured now."""
     from tunebatch.cli import output
     from tunebatch.measure.result import to_json_dict
+    from tunebatch.report.device import caution_lines
     from tunebatch.report.screen import print_rows
     from tunebatch.report.sentence import fastest, fastest_line
     from tunebatch.report.speculation import speculation_line
@@ -265,6 +266,8 @@ def _show(results: list[tuple[str, RunResult]], json: bool, quiet: bool) -> None
     for _, result in results:
         if result.speculation is not None and not quiet:
             output.stdout().print(speculation_line(result.strategy, result.speculation), soft_wrap=True)
+    for line in caution_lines(rows):
+        print(f"caution: {line}")
     if (gone := hung_up_text(rows)) is not None:
         print(f"caution: {gone}")
 

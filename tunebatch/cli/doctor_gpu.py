@@ -33,10 +33,11 @@ def ceiling_checks() -> list[Check]:
     import torch
 
     from tunebatch.execute.torch.ceilings import measure_ceilings
+    from tunebatch.report.rows import number
 
     on_cuda = torch.cuda.is_available()
     found = measure_ceilings("cuda" if on_cuda else "cpu", torch.bfloat16 if on_cuda else torch.float32)
-    reached = f"{found.flops_per_s / 1e12:#.3g} TFLOP/s, {found.bytes_per_s / 1e9:#.3g} GB/s"
+    reached = f"{number(found.flops_per_s / 1e12)} TFLOP/s, {number(found.bytes_per_s / 1e9)} GB/s"
     return [check("ceilings", f"{reached}, {found.source}")]
 
 

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from tunebatch.measure.telemetry.nvml import Gpu
 
 
-def instruments_of(executor: Any) -> Instruments:
-    """The GPU that it computes on, and what its model costs; None of what cannot be told."""
+def instruments_of(executor: Any, price_per_hour: float | None = None) -> Instruments:
+    """The GPU that it computes on, and what its model has to do; None of what cannot be told."""
     from tunebatch.measure.telemetry.beside import Instruments
 
-    return Instruments(gpu=_gpu_of(executor), work=_work_of(executor))
+    return Instruments(_gpu_of(executor), _work_of(executor), price_per_hour=price_per_hour)
 
 
 def measured_ceilings(executor: Any) -> Peaks:

@@ -60,7 +60,7 @@ def run(
     from tunebatch.measure.result import ResultError, to_json_dict, write_result
     from tunebatch.profile import load_profile
     from tunebatch.report.conditions import conditions_line
-    from tunebatch.report.device import device_lines
+    from tunebatch.report.device import caution_lines, device_lines
     from tunebatch.report.latencies import NOTE, latency_table
     from tunebatch.report.perfetto import write_trace
     from tunebatch.report.progress import Progress
@@ -136,7 +136,7 @@ def run(
                 console.print(conditions_line(result.conditions), soft_wrap=True)
             for line in device_lines(result):
                 console.print(line, soft_wrap=True)
-        for line in result.telemetry.cautions if result.telemetry is not None else ():
+        for line in caution_lines(rows):
             print(f"caution: {line}")
         if (gone := hung_up_text(rows)) is not None:
             print(f"caution: {gone}")

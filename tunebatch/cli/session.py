@@ -80,7 +80,7 @@ class Session:
             max_slots=device.max_slots,
             utilization=device.utilization,
         )
-        return cls(profile, spec, executor, clock, instruments_of(executor))
+        return cls(profile, spec, executor, clock, instruments_of(executor, device.price_per_hour))
 
     def measure_ceilings(self) -> None:
         """From here on results tell MFU and MBU; takes a few seconds."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tunebatch.measure.decode_balance import Peaks
 from tunebatch.measure.result import RunResult
+from tunebatch.measure.telemetry.cautions import gpu_cautions
 from tunebatch.measure.telemetry.cpu import CpuUse
 from tunebatch.measure.telemetry.gpu import GpuUse
 from tunebatch.measure.utilization import Utilization
@@ -15,18 +16,31 @@ _NOT_TOLD = "n/a"
 _ENERGY = {"counter": "by the GPU's counter", "power": "from its power over time"}
 
 
-def gpu_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """``GPU``, the share of the time in which it was busy, and ``J/token``; only columns that any row can
-    fill."""
+def device_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """``GPU``, the share of the time in which it was busy, ``J/token``, and what a million output tokens
+    cost; only columns that any row can fill."""
     told = [row.result.telemetry for row in rows]
     busy = [None if one is None or one.gpu is None else one.gpu.sm_utilization for one in told]
     joules = [None if one is None else one.joules_per_output_token for one in told]
+    costs = [None if one is None else one.cost_per_million_output_tokens for one in told]
     columns = {}
     if any(share is not None for share in busy):
         columns["GPU"] = [_NOT_TOLD if share is None else percent(share) for share in busy]
-    if any(value is not None for value in joules):
-        columns["J/token"] = [_NOT_TOLD if value is None else number(value) for value in joules]
+    for name, values in (("J/token", joules), ("cost/Mtok", costs)):
+        if any(value is not None for value in values):
+            columns[name] = [_NOT_TOLD if value is None else number(value) for value in values]
     return columns
+
+
+def caution_lines(rows: Sequence[Row], *, of_gpu_only: bool = False) -> list[str]:
+    """What kept runs from having the machine to themselves; each names its run where there are several."""
+    lines = []
+    for row in rows:
+        told = row.result.telemetry
+        if told is not None:
+            found = gpu_cautions(told.gpu) if of_gpu_only else told.cautions
+            lines += [line if len(rows) == 1 else f"{row.name}: {line}" for line in found]
+    return lines
 
 
 def device_lines(result: RunResult) -> list[str]:
@@ -83,9 +97,10 @@ def _cpu_line(use: CpuUse, cores: int) -> str:
 
 def _utilization_line(used: Utilization, ceilings: Peaks) -> str:
     cached = " (a cache keeps some of it)" if used.mbu is not None and used.mbu > 1.0 else ""
+    tflops, gigabytes = number(ceilings.flops_per_s / 1e12), number(ceilings.bytes_per_s / 1e9)
     return (
-        f"of what the device can do: MFU {_share(used.mfu)} of {ceilings.flops_per_s / 1e12:#.3g} TFLOP/s, "
-        f"MBU {_share(used.mbu)}{cached} of {ceilings.bytes_per_s / 1e9:#.3g} GB/s; "
+        f"of what the device can do: MFU {_share(used.mfu)} of {tflops} TFLOP/s, "
+        f"MBU {_share(used.mbu)}{cached} of {gigabytes} GB/s; "
         f"steps took {_times(used.roofline)} the least time that both allow; {ceilings.source}"
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from tunebatch.measure.limits import MetricName, StatisticName
-from tunebatch.report.device import gpu_columns
+from tunebatch.report.device import device_columns
 from tunebatch.report.rows import (
     Row,
     baseline,
@@ -28,7 +28,7 @@ def strategy_table(
     rows: Sequence[Row], rate_name: str = "req/s", marked: bool = True, offered: bool = False
 ) -> Table:
     """Strategy, knobs, rate and what it cost, in the order given; hits where any row has a prefix cache,
-    and what the GPU did where any row tells it.
+    and what the device did and cost where any row tells it.
 
     Args:
         rate_name: ``capacity req/s`` where the rate is one.
@@ -44,8 +44,8 @@ def strategy_table(
     hits = [row.result.metrics.hit_rate for row in rows]
     cached = ("hit",) if any(hit is not None for hit in hits) else ()
     rates = ("offered req/s",) if offered else ()
-    gpu = gpu_columns(rows)
-    for name in (*rates, rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV", *cached, *gpu):
+    device = device_columns(rows)
+    for name in (*rates, rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV", *cached, *device):
         table.add_column(name, justify="right")
     for index, row in enumerate(rows):
         metrics = row.result.metrics
@@ -63,7 +63,7 @@ def strategy_table(
             percent(metrics.bubble),
             percent(metrics.mean_kv_use),
             *(percent(hits[index]) for _ in cached),
-            *(cells[index] for cells in gpu.values()),
+            *(cells[index] for cells in device.values()),
             style="bold green" if marked and index == 0 and row.rate_per_s else "",
         )
     return table
