@@ -13,6 +13,7 @@ from tiny_models import tiny
 
 from tunebatch import bench
 from tunebatch.cli import instruments
+from tunebatch.cli.errors import CliError
 from tunebatch.measure.decode_balance import Peaks
 from tunebatch.measure.result import read_result
 from tunebatch.measure.step_work import model_work
@@ -92,6 +93,20 @@ def test_ceilings_are_measured_before_the_run_when_asked_for(
     assert tunebatch("run", "static", "--telemetry", "-o", "here").code == 0
     assert tunebatch("run", "static", "-o", "here").code == 0
     assert real_time == [Instruments(ceilings=ceilings, price_per_hour=2.5), Instruments(price_per_hour=2.5)]
+
+
+def test_without_room_for_ceilings_it_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from tunebatch.execute.torch import ceilings
+
+    def full(*_: Any) -> Peaks:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(ceilings, "measure_ceilings", full)
+    executor = SimpleNamespace(device="cpu", model=SimpleNamespace(dtype=torch.float32))
+    with pytest.raises(CliError, match=r"lower \[device\] utilization"):
+        instruments.measured_ceilings(executor)
 
 
 def test_a_price_must_be_one(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

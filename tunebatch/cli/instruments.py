@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tunebatch.cli.errors import CliError
+
 if TYPE_CHECKING:
     from tunebatch.measure.decode_balance import Peaks
     from tunebatch.measure.step_work import ModelWork
@@ -19,10 +21,21 @@ def instruments_of(executor: Any, price_per_hour: float | None = None) -> Instru
 
 
 def measured_ceilings(executor: Any) -> Peaks:
-    """Of the executor's device, in the dtype of its model."""
+    """Of the executor's device, in the dtype of its model.
+
+    Raises:
+        CliError: The KV cache has left no room to measure in.
+    """
+    import torch
+
     from tunebatch.execute.torch.ceilings import measure_ceilings
 
-    return measure_ceilings(executor.device, executor.model.dtype)
+    try:
+        return measure_ceilings(executor.device, executor.model.dtype)
+    except torch.OutOfMemoryError:
+        raise CliError(
+            "--telemetry: the KV cache leaves no room on the device to measure in; lower [device] utilization"
+        ) from None
 
 
 def open_gpu_of(device: Any) -> Gpu:
