@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from fake_nvml import FakeNvml
 from tiny_models import BLOCK_SIZE, tiny
 
 from tunebatch import bench
@@ -22,8 +23,13 @@ from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import serve
 from tunebatch.execute.torch.same_tokens import AllAtOnce
+from tunebatch.measure.decode_balance import Peaks
 from tunebatch.measure.result import read_result, write_result
 from tunebatch.measure.slo import parse_slo
+from tunebatch.measure.step_work import model_work, step_work
+from tunebatch.measure.telemetry.beside import Instruments
+from tunebatch.measure.telemetry.nvml import open_gpu
+from tunebatch.models.architecture import architecture
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,32 @@ def test_a_run_counts_what_was_served_and_survives_a_round_trip(name: str, tmp_p
     assert again.conditions == result.conditions is not None
     assert (again.conditions.clock, again.conditions.hit_rate) == ("replay", None)
     assert len((tmp_path / "requests.csv").read_text().splitlines()) == 21
+
+
+def test_a_run_tells_what_the_machine_did(tmp_path: Path) -> None:
+    fake = FakeNvml()
+    work = model_work(architecture(executor().model.config.to_dict()), 4)
+    ceilings = Peaks(1e18, 1e18, "by hand")
+    instruments = Instruments(open_gpu(library=fake), work, ceilings, price_per_hour=2.0)
+    result = bench.measure(burst(8), strategy("static"), executor(), instruments=instruments)
+    told = result.telemetry
+    assert told is not None and told.cpu is not None and told.gpu is not None
+    assert told.gpu.num_samples >= 2 and told.gpu.foreign_processes == 0
+    assert result.environment["gpu"] == "NVIDIA Fake"
+    assert told.utilization is not None and told.utilization.mfu is not None and result.record is not None
+    counted = step_work(result.record, work)
+    assert told.utilization.mfu == pytest.approx(counted.flops.sum() / counted.duration_s.sum() / 1e18)
+    per_token = 2.0 / 3600 / result.metrics.output_throughput
+    assert told.cost_per_million_output_tokens == pytest.approx(1e6 * per_token)
+    write_result(result, tmp_path)
+    assert read_result(tmp_path).telemetry == told
+    assert fake.opened == 1
+
+
+def test_without_instruments_the_processor_is_watched() -> None:
+    told = bench.measure(burst(8), strategy("static"), executor()).telemetry
+    assert told is not None and told.cpu is not None and told.cpu.wall_s > 0.0
+    assert told.gpu is told.utilization is told.joules_per_output_token is None
 
 
 def test_the_prefix_cache_is_empty_when_a_run_begins(tmp_path: Path) -> None:

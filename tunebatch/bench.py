@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any, Protocol
 
 from tunebatch.engine.assemble import engine_for
-from tunebatch.engine.clock import Clock, ReplayClock
+from tunebatch.engine.clock import Clock, ReplayClock, VirtualClock
 from tunebatch.engine.engine import RequestSource
 from tunebatch.engine.limits import LatencyLimits
 from tunebatch.engine.plan import Executor
@@ -19,12 +19,17 @@ from tunebatch.engine.records import EndReason, RequestRecord, RunRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.conditions import conditions
-from tunebatch.measure.environment import CpuTelemetry, environment
+from tunebatch.measure.environment import environment
 from tunebatch.measure.latency import tpot_s
 from tunebatch.measure.metrics import summarize
 from tunebatch.measure.result import RunResult
 from tunebatch.measure.slo import EarlyStop, Limit, Slo, check
+from tunebatch.measure.telemetry.beside import Instruments, telemetry
+from tunebatch.measure.telemetry.cpu import CpuTelemetry
+from tunebatch.measure.telemetry.gpu import GpuTelemetry
 from tunebatch.workload.likeness import likeness
+
+NOTHING = Instruments()
 
 
 class Workload(Protocol):
@@ -64,6 +69,7 @@ def measure(
     stop_early: bool = False,
     glimpse_s: float | None = None,
     model: Mapping[str, Any] | None = None,
+    instruments: Instruments = NOTHING,
 ) -> RunResult:
     """Serve the workload once and measure it.
 
@@ -74,6 +80,7 @@ def measure(
         glimpse_s: End it after so many seconds, with what was served by then: enough to tell a
             throughput roughly, whatever the length of the workload.
         model: Facts about the model for the result file.
+        instruments: What is looked at beside the run; in virtual time nothing is.
 
     Raises:
         DoesNotFitError: A request exceeds the context or the whole KV cache.
@@ -85,16 +92,17 @@ def measure(
     executor.reset()
     judge = SloWatcher(slo, len(workload.requests)) if stop_early and slo is not None else None
     watcher = judge if glimpse_s is None else Glimpse(glimpse_s)
-    with _without_gc(), CpuTelemetry() as telemetry:
+    with _without_gc(), CpuTelemetry() as cpu, GpuTelemetry(instruments.gpu) as gpu:
         # The clock runs from here: requests that are due at once wait for the engine, not for us.
         time = clock()
         engine = engine_for(strategy, executor, workload.source(), time, watcher, latency_limits(slo))
         record = engine.run()
     _add_never_arrived(record, workload)
     metrics = summarize(record, slo)
-    facts = environment()
-    if telemetry.use is not None:
-        facts["foreign_cpu_share"] = telemetry.use.foreign_cpu_share
+    facts = environment(instruments.gpu)
+    if cpu.use is not None:
+        facts["foreign_cpu_share"] = cpu.use.foreign_cpu_share
+    is_real = time.name != VirtualClock.name
     return RunResult(
         strategy=strategy.name,
         knobs=dict(strategy.shown_knobs),
@@ -115,6 +123,7 @@ def measure(
         verdict=check(metrics, slo, judge.missed if judge is not None else None) if slo is not None else None,
         conditions=conditions(metrics, time.name, workload.seed),
         speculation=record.speculation,
+        telemetry=telemetry(record, metrics, instruments, cpu.use, gpu.use) if is_real else None,
         record=record,
     )
 

@@ -133,12 +133,13 @@ class SearchSection(_Section):
 
 
 class DeviceSection(_Section):
-    """How much of the device the KV cache may take."""
+    """How much of the device the KV cache may take, and what it costs, in whatever currency."""
 
     utilization: Number = Field(0.9, gt=0, le=1)
     num_blocks: Annotated[Integer, Field(ge=1)] | None = None
     block_size: Integer = Field(16, ge=1)
     max_slots: Integer = Field(64, ge=1)
+    price_per_hour: Annotated[Number, Field(gt=0)] | None = None
 
 
 class _Sections(_Section):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunebatch.engine.request import Request
-from tunebatch.measure.cpu_telemetry import usable_cores
+from tunebatch.measure.telemetry.cpu import usable_cores
 
 from .work import CONTEXT, Case, Side, Turn, timed
 

@@ -15,7 +15,7 @@ import transformers
 
 from tunebatch.engine.request import Request
 from tunebatch.execute.torch.load import DTYPES
-from tunebatch.measure.cpu_telemetry import CpuTelemetry
+from tunebatch.measure.telemetry.cpu import CpuTelemetry
 from tunebatch.models import bundled_target
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, (16, 256)

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from fake_nvml import DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, NO_PERMISSION, NOT_SUPPORTED, QUERIES, FakeNvml
 
-from tunebatch.cli import doctor
+from tunebatch.cli import doctor, doctor_gpu
+from tunebatch.measure.decode_balance import Peaks
+from tunebatch.measure.telemetry.nvml import open_gpu
 
 
 def checks(done: Any) -> dict[str, Any]:
@@ -83,3 +86,62 @@ def test_a_gpu_is_seen_on_the_bus_without_a_driver(tmp_path: Path) -> None:
     assert not doctor.nvidia_on_the_bus(tmp_path)
     (tmp_path / "b" / "class").write_text("0x030200\n")
     assert doctor.nvidia_on_the_bus(tmp_path)
+
+
+def nvml(library: FakeNvml, *, has_gpu: bool = True, on_cuda: bool = True) -> dict[str, Any]:
+    found = doctor_gpu.nvml_checks(lambda: open_gpu(library=library), has_gpu=has_gpu, on_cuda=on_cuda)
+    assert library.opened <= 0
+    return {one["what"]: one for one in found}
+
+
+def test_a_gpu_and_what_its_driver_tells() -> None:
+    found = nvml(FakeNvml())
+    assert list(found) == ["GPU", "NVML"]
+    assert found["GPU"]["found"] == (
+        "NVIDIA Fake, 80.0 GiB, SM clock up to 1,980 MHz, power limit 700 W, 55 C now"
+    )
+    assert found["NVML"]["found"] == "12.555, driver 555.42" and found["NVML"]["state"] == "ok"
+    assert list(nvml(FakeNvml(), on_cuda=False)) == ["NVML"]
+
+
+def test_what_a_driver_does_not_tell_is_named_and_no_fault() -> None:
+    library = FakeNvml()
+    library.refuses = {"nvmlDeviceGetTotalEnergyConsumption": NOT_SUPPORTED}
+    (line,) = nvml(library, on_cuda=False).values()
+    assert line["found"].endswith("; n/a here: TotalEnergyConsumption") and line["state"] == "ok"
+    library.refuses = dict.fromkeys(QUERIES, NOT_SUPPORTED)
+    assert nvml(library)["GPU"]["found"] == "a GPU without a name"
+    (line,) = nvml(FakeNvml(mig=True), on_cuda=False).values()
+    assert line["found"].endswith("; n/a here: power and energy of a MIG device")
+
+
+def test_others_on_the_gpu_are_a_warning() -> None:
+    assert nvml(FakeNvml(pids=[1, 2]))["GPU load"]["found"].startswith("another process is on the GPU")
+    check = nvml(FakeNvml(pids=[1, 2, 3]))["GPU load"]
+    assert (
+        check["state"] == "warning"
+        and check["found"].startswith("2 others")
+        and "nvidia-smi" in check["mend"]
+    )
+    assert "GPU load" not in nvml(FakeNvml(pids=[]))
+
+
+@pytest.mark.parametrize("error", [DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, NO_PERMISSION])
+def test_where_nvml_fails_one_line_tells_what_mends_it(error: int) -> None:
+    library = FakeNvml()
+    library.refuses["nvmlInit"] = error
+    ((what, check),) = nvml(library).items()
+    assert what == "NVML" and check["state"] == "warning" and check["mend"]
+    assert check["found"].endswith("; utilization, power and energy stay n/a")
+    (check,) = nvml(library, has_gpu=False, on_cuda=False).values()
+    assert (check["state"], check["mend"]) == ("ok", "") and "no NVIDIA GPU" in check["found"]
+
+
+def test_ceilings_are_measured_when_asked_for(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunebatch.execute.torch import ceilings
+
+    monkeypatch.setattr(ceilings, "measure_ceilings", lambda *_: Peaks(4.5e11, 2.5e10, "measured here"))
+    assert checks(tunebatch("doctor", "--ceilings", "--json"))["ceilings"]["found"] == (
+        "0.450 TFLOP/s, 25.0 GB/s, measured here"
+    )
+    assert "ceilings" not in checks(tunebatch("doctor", "--json"))

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fake_nvml import FakeNvml
 
 import tunebatch
-from tunebatch.measure import cpu_telemetry
-from tunebatch.measure.cpu_telemetry import _Reading, _use
-from tunebatch.measure.environment import CpuTelemetry, environment
+from tunebatch.measure.environment import environment
+from tunebatch.measure.telemetry import cpu
+from tunebatch.measure.telemetry.cpu import CpuTelemetry, Reading, Tally
+from tunebatch.measure.telemetry.nvml import open_gpu
 
 
 def test_the_facts() -> None:
@@ -35,6 +37,17 @@ def test_no_gpu_where_none_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment()["gpu"] is None
 
 
+def test_the_gpu_is_told_as_the_driver_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeNvml()
+    told = {"gpu": "NVIDIA Fake", "gpu_memory_bytes": 80 * 2**30, "gpu_driver": "555.42"}
+    assert environment(open_gpu(library=library)).items() >= told.items()
+    assert library.opened == 1  # it belongs to who opened it
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert environment().items() >= told.items()
+    assert library.opened == 1
+
+
 def test_measuring_loads_no_heavy_library() -> None:
     code = (
         "import sys; import tunebatch.measure.result, tunebatch.measure.environment; "
@@ -48,8 +61,10 @@ def test_measuring_loads_no_heavy_library() -> None:
 
 def test_use_by_hand() -> None:
     # 2 s on 4 cores; the others did nothing in the first second and 1.5 cores' worth in the second.
-    readings = [_Reading(i / 10, 10 + i / 20, 100 + i / 20 + max(0, i - 10) * 0.15) for i in range(21)]
-    use = _use(readings, 4, 123)
+    tally = Tally(4)
+    for i in range(21):
+        tally.add(Reading(i / 10, 10 + i / 20, 100 + i / 20 + max(0, i - 10) * 0.15), 123 - i)
+    use = tally.use()
     assert use is not None
     assert use.wall_s == pytest.approx(2.0)
     assert use.process_cpu_percent == pytest.approx(50.0)
@@ -57,7 +72,9 @@ def test_use_by_hand() -> None:
     assert use.foreign_cpu_share == pytest.approx(0.75 / 4)
     assert use.peak_foreign_cpu_share == pytest.approx(1.5 / 4)
     assert use.peak_rss_bytes == 123
-    assert _use(readings[:1], 4, 1) is None
+    one = Tally(4)
+    one.add(Reading(1.0, 1.0, 1.0), 1)
+    assert one.use() is None and Tally(4).use() is None
 
 
 def test_telemetry_of_this_process() -> None:
@@ -75,7 +92,7 @@ def test_telemetry_tolerates_a_system_that_says_nothing(monkeypatch: pytest.Monk
     def refused(_: object) -> float:
         raise psutil.AccessDenied
 
-    monkeypatch.setattr(cpu_telemetry, "_busy_seconds", refused)
+    monkeypatch.setattr(cpu, "_busy_seconds", refused)
     telemetry = CpuTelemetry()
     with telemetry:
         pass

@@ -244,6 +244,7 @@ def _show(
     """Results with their marks, which are empty for those measured now."""
     from tunebatch.cli import output
     from tunebatch.measure.result import to_json_dict
+    from tunebatch.report.device import caution_lines
     from tunebatch.report.screen import print_rows
     from tunebatch.report.sentence import fastest, fastest_line
     from tunebatch.report.speculation import speculation_line
@@ -270,6 +271,8 @@ def _show(
     for _, result in results:
         if result.speculation is not None and not quiet:
             output.stdout().print(speculation_line(result.strategy, result.speculation), soft_wrap=True)
+    for line in caution_lines(rows):
+        print(f"caution: {line}")
     if (gone := hung_up_text(rows)) is not None:
         print(f"caution: {gone}")
 

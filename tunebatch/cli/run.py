@@ -38,6 +38,13 @@ def run(
     clock: Annotated[
         str, typer.Option(metavar="CLOCK", help="replay skips idle gaps; wall waits through them.")
     ] = "replay",
+    telemetry: Annotated[
+        bool,
+        typer.Option(
+            "--telemetry",
+            help="Measure first what the device can do, and tell how much of it the run used (MFU, MBU).",
+        ),
+    ] = False,
     out: options.Out = None,
     trace: options.Trace = None,
     json: options.Json = False,
@@ -53,6 +60,7 @@ def run(
     from tunebatch.measure.result import ResultError, to_json_dict, write_result
     from tunebatch.profile import load_profile
     from tunebatch.report.conditions import conditions_line
+    from tunebatch.report.device import caution_lines, device_lines
     from tunebatch.report.latencies import NOTE, latency_table
     from tunebatch.report.perfetto import write_trace
     from tunebatch.report.progress import Progress
@@ -96,6 +104,9 @@ def run(
         progress.note(session.check_tokens([chosen]))
         if chosen != make_strategy(strategy, knobs):
             progress.note(f"max_batch_size {slots} instead of the default, as there are {slots} batch slots")
+        if telemetry:
+            progress.status("measuring matrix products and copies")
+            session.measure_ceilings()
         output.make_folder(folder)
         progress.status(f"measuring {chosen.label}")
         try:
@@ -123,6 +134,10 @@ def run(
                 console.print(speculation_line(result.strategy, result.speculation), soft_wrap=True)
             if result.conditions is not None:
                 console.print(conditions_line(result.conditions), soft_wrap=True)
+            for line in device_lines(result):
+                console.print(line, soft_wrap=True)
+        for line in caution_lines(rows):
+            print(f"caution: {line}")
         if (gone := hung_up_text(rows)) is not None:
             print(f"caution: {gone}")
     if unwritten is not None:

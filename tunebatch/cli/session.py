@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tunebatch.engine.clock import Clock
     from tunebatch.engine.strategies import Strategy
     from tunebatch.measure.result import RunResult
+    from tunebatch.measure.telemetry.beside import Instruments
     from tunebatch.profile import Profile
     from tunebatch.workload.spec import Workload, WorkloadSpec
 
@@ -55,6 +56,7 @@ class Session:
     spec: WorkloadSpec
     executor: Any
     clock: str = "replay"
+    instruments: Instruments | None = None
     _workloads: dict[tuple[int | None, int], Workload] = field(default_factory=dict)
 
     @classmethod
@@ -64,6 +66,7 @@ class Session:
         Raises:
             ModelError: See ``load_executor``.
         """
+        from tunebatch.cli.instruments import instruments_of
         from tunebatch.execute.torch.load import load_executor
 
         model, device = profile.model, profile.device
@@ -77,7 +80,14 @@ class Session:
             max_slots=device.max_slots,
             utilization=device.utilization,
         )
-        return cls(profile, spec, executor, clock)
+        return cls(profile, spec, executor, clock, instruments_of(executor, device.price_per_hour))
+
+    def measure_ceilings(self) -> None:
+        """From here on results tell MFU and MBU; takes a few seconds."""
+        from tunebatch.cli.instruments import measured_ceilings
+
+        assert self.instruments is not None
+        self.instruments = replace(self.instruments, ceilings=measured_ceilings(self.executor))
 
     def workload(self, seed: int | None = None, at_least: int = 0) -> Workload:
         """The traffic of one seed.
@@ -173,7 +183,7 @@ class Session:
     def _measure(
         self, workload: Workload, chosen: Strategy, stop_early: bool = False, glimpse_s: float | None = None
     ) -> RunResult:
-        from tunebatch.bench import measure
+        from tunebatch.bench import NOTHING, measure
 
         return measure(
             workload,
@@ -184,6 +194,7 @@ class Session:
             stop_early=stop_early,
             glimpse_s=glimpse_s,
             model=self.executor.model_info,
+            instruments=self.instruments or NOTHING,
         )
 
     def check_tokens(self, strategies: Sequence[Strategy]) -> str:

@@ -8,6 +8,8 @@ from tunebatch.cli.sweep_margin import is_recorded, margin_lines, margin_rate, u
 from tunebatch.engine.knobs import MAX_BATCH_SIZE
 from tunebatch.measure.limits import format_duration
 from tunebatch.measure.result import to_json_dict
+from tunebatch.measure.telemetry.cautions import NOISY_SHARE
+from tunebatch.report.device import caution_lines
 from tunebatch.report.rows import Row, clock_time, duration, knobs_text, number, short_knobs
 from tunebatch.report.screen import print_rows
 from tunebatch.report.sentence import Gain, winner_line
@@ -30,7 +32,6 @@ _PHASES = {
     "random": "random",
     "confirm": "confirm",
 }
-_NOISY = 0.1  # of the processor used by others
 
 
 class Watcher:
@@ -152,8 +153,9 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
         found += _on_the_edge(outcome.winner, asked)
     if (gone := hung_up_text(outcome_rows(outcome, asked))) is not None:
         found.append(gone)
+    found += caution_lines(outcome_rows(outcome, asked), of_gpu_only=True)
     share = outcome.foreign_cpu_share
-    if share is not None and share > _NOISY:
+    if share is not None and share > NOISY_SHARE:
         found.append(
             f"other programs took up to {100 * share:.0f} % of the processor during a run, so capacities may "
             "be too low: repeat it on a quiet machine"

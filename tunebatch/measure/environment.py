@@ -11,17 +11,19 @@ from importlib import metadata
 import psutil
 
 import tunebatch
-from tunebatch.measure.cpu_telemetry import CpuTelemetry, CpuUse, usable_cores
-
-__all__ = ["CpuTelemetry", "CpuUse", "environment"]
+from tunebatch.measure.telemetry.cpu import usable_cores
+from tunebatch.measure.telemetry.nvml import Gpu, NvmlError, open_gpu
 
 _LIBRARIES = ("torch", "transformers", "numpy", "numba")
 
 
-def environment() -> dict[str, str | int | float | None]:
+def environment(gpu: Gpu | None = None) -> dict[str, str | int | float | None]:
     """Facts that decide whether two results are comparable; None for what cannot be found out.
 
     The machine's name is left out: results are published.
+
+    Args:
+        gpu: The one that computes; by default the first that this process may use.
     """
     facts: dict[str, str | int | float | None] = {
         "tunebatch": tunebatch.__version__,
@@ -34,7 +36,7 @@ def environment() -> dict[str, str | int | float | None]:
     }
     for library in _LIBRARIES:
         facts[library] = _version(library)
-    return facts | _gpu()
+    return facts | _facts_of(gpu)
 
 
 def _version(library: str) -> str | None:
@@ -67,33 +69,19 @@ def _cpu_model() -> str | None:
     return platform.processor() or platform.machine() or None
 
 
-def _gpu() -> dict[str, str | int | float | None]:
-    """The first GPU that this process may use, as the driver names it; all None without one."""
-    facts: dict[str, str | int | float | None] = {"gpu": None, "gpu_memory_bytes": None, "gpu_driver": None}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if visible in ("", "-1"):
-        return facts
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    # No library, no driver, no permission, a broken driver: none of them stops a measurement.
-    except Exception:
-        return facts
-    try:
-        if visible.isdigit():
-            handle = pynvml.nvmlDeviceGetHandleByIndex(int(visible))
-        else:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(visible)
-        facts["gpu"] = _text(pynvml.nvmlDeviceGetName(handle))
-        facts["gpu_driver"] = _text(pynvml.nvmlSystemGetDriverVersion())
-        facts["gpu_memory_bytes"] = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    except Exception:  # as above: what was found until here stays
-        pass
-    finally:
-        pynvml.nvmlShutdown()
+def _facts_of(gpu: Gpu | None) -> dict[str, str | int | float | None]:
+    """The GPU as the driver names it; all None without one."""
+    opened = None
+    if gpu is None:
+        try:
+            gpu = opened = open_gpu()
+        except NvmlError:
+            return {"gpu": None, "gpu_memory_bytes": None, "gpu_driver": None}
+    facts: dict[str, str | int | float | None] = {
+        "gpu": gpu.name(),
+        "gpu_memory_bytes": gpu.total_bytes(),
+        "gpu_driver": gpu.driver(),
+    }
+    if opened is not None:
+        opened.close()
     return facts
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tokens = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,21 @@ class KvLayout:
             for window, layers in self._layers_by_window()
         )
 
+    def attended(self, start: Floats, num_tokens: Floats) -> Floats:
+        """Tokens that those from ``start`` on see, themselves included, summed over them and the layers."""
+        total = np.zeros(np.shape(start))
+        for window, layers in self._layers_by_window():
+            total += layers * (_ramp(start + num_tokens, window) - _ramp(start, window))
+        return total
+
+    def bytes_of_seen(self, start: Floats, num_tokens: Floats) -> Floats:
+        """Of the keys and values that those tokens see between them, each counted once."""
+        total = np.zeros(np.shape(start))
+        for window, layers in self._layers_by_window():
+            seen = start + num_tokens
+            total += layers * (seen if window is None else np.minimum(seen, window - 1 + num_tokens))
+        return self._layer_bytes * total
+
     def _layers_by_window(self) -> list[tuple[int | None, int]]:
         return [(window, self.windows.count(window)) for window in dict.fromkeys(self.windows)]
 
@@ -121,6 +137,12 @@ class Batches:
 
     mean: int
     p95: int
+
+
+def _ramp(tokens: Floats, window: int | None) -> Floats:
+    """What the first tokens of a sequence see, summed: 1, 2, 3, up to the window and on with it."""
+    rising = tokens if window is None else np.minimum(tokens, window)
+    return rising * (rising + 1) / 2 + (0.0 if window is None else (tokens - rising) * window)
 
 
 def batches(

@@ -20,6 +20,7 @@ from tunebatch.measure.atomic import write_all
 from tunebatch.measure.conditions import Conditions
 from tunebatch.measure.metrics import Metrics, to_vllm_keys
 from tunebatch.measure.slo import SloVerdict
+from tunebatch.measure.telemetry.beside import Telemetry
 from tunebatch.measure.time_split import PARTS, split_by_request
 
 SCHEMA = "tunebatch.run.v1"
@@ -57,6 +58,7 @@ class RunResult:
         conditions: None on a result of a version that did not tell them.
         verdict: None without an SLO.
         speculation: What became of drafts; None where the strategy drafts nothing.
+        telemetry: What the machine did; None in virtual time, or of a version that did not tell it.
         record: The raw records; None on a result that was read back.
     """
 
@@ -70,6 +72,7 @@ class RunResult:
     verdict: SloVerdict | None = None
     conditions: Conditions | None = None
     speculation: SpeculationRecord | None = None
+    telemetry: Telemetry | None = None
     record: RunRecord | None = None
     schema: str = SCHEMA
 
@@ -88,6 +91,7 @@ class _Stored:
     verdict: SloVerdict | None = None
     conditions: Conditions | None = None
     speculation: SpeculationRecord | None = None
+    telemetry: Telemetry | None = None
 
 
 _STORED = tuple(field.name for field in dataclasses.fields(_Stored))

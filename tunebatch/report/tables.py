@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tunebatch.measure.limits import MetricName, StatisticName
+from tunebatch.report.device import device_columns
 from tunebatch.report.rows import (
     Row,
     baseline,
@@ -32,7 +33,8 @@ def strategy_tables(
     marked: bool = True,
     offered: bool = False,
 ) -> list[Table]:
-    """Strategy, knobs, rate and what it cost, in the order given; hits where any row has a prefix cache.
+    """Strategy, knobs, rate and what it cost, in the order given; hits where any row has a prefix cache,
+    and what the device did and cost where any row tells it.
 
     Where a console has no room for all of it side by side, knobs have a table of their own.
 
@@ -70,7 +72,8 @@ def _numbers(
     hits = [row.result.metrics.hit_rate for row in rows]
     cached = ("hit",) if any(hit is not None for hit in hits) else ()
     rates = ("offered req/s",) if offered else ()
-    for name in (*rates, rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV", *cached):
+    device = device_columns(rows)
+    for name in (*rates, rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV", *cached, *device):
         table.add_column(name.replace(" ", space), justify="right")
     for index, row in enumerate(rows):
         metrics = row.result.metrics
@@ -88,6 +91,7 @@ def _numbers(
             percent(metrics.bubble),
             percent(metrics.mean_kv_use),
             *(percent(hits[index]) for _ in cached),
+            *(cells[index] for cells in device.values()),
             style="bold green" if marked and index == 0 and row.rate_per_s else "",
         )
     return table

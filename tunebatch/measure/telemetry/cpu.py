@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -32,7 +33,9 @@ class CpuUse:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
+class Reading:
+    """Seconds of processor since the process, and since the system, began."""
+
     wall_s: float
     process_s: float
     busy_s: float
@@ -41,8 +44,9 @@ class _Reading:
 class CpuTelemetry:
     """Samples the processor in a thread, 10 times a second, from ``__enter__`` to ``__exit__``.
 
-    Nothing in the measured thread waits for it; after the block, ``use`` says what happened. Child
-    processes count as others. Where the system tells nothing, ``use`` is None instead of an error.
+    Nothing in the measured thread waits for it, and what it keeps does not grow with the span; after the
+    block, ``use`` says what happened. Child processes count as others. Where the system tells nothing,
+    ``use`` is None instead of an error.
     """
 
     def __init__(self, interval_s: float = 0.1) -> None:
@@ -52,12 +56,11 @@ class CpuTelemetry:
         self._cores = usable_cores()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._readings: list[_Reading] = []
-        self._peak_rss = 0
+        self._tally = Tally(len(self._cores))
 
     def __enter__(self) -> CpuTelemetry:
         self.use = None
-        self._readings, self._peak_rss = [], 0
+        self._tally = Tally(len(self._cores))
         self._stop.clear()
         self._sample()
         self._thread = threading.Thread(target=self._run, name="cpu-telemetry", daemon=True)
@@ -71,7 +74,7 @@ class CpuTelemetry:
         if self._thread is not None:
             self._thread.join()
         self._sample()
-        self.use = _use(self._readings, len(self._cores), self._peak_rss)
+        self.use = self._tally.use()
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
@@ -84,8 +87,7 @@ class CpuTelemetry:
             busy = _busy_seconds(self._cores)
         except (psutil.Error, OSError):
             return
-        self._peak_rss = max(self._peak_rss, rss)
-        self._readings.append(_Reading(time.perf_counter(), own.user + own.system, busy))
+        self._tally.add(Reading(time.perf_counter(), own.user + own.system, busy), rss)
 
 
 def usable_cores() -> list[int]:
@@ -109,28 +111,43 @@ def _busy_seconds(cores: list[int]) -> float:
     return busy
 
 
-def _use(readings: list[_Reading], num_cores: int, peak_rss: int) -> CpuUse | None:
-    if len(readings) < 2 or readings[-1].wall_s <= readings[0].wall_s:
-        return None
-    first, last = readings[0], readings[-1]
-    wall = last.wall_s - first.wall_s
-    own = (last.process_s - first.process_s) / wall
-    foreign = _foreign_cores(first, last)
-    # The kernel counts in ticks of 10 ms: spans shorter than half a second say little by themselves.
-    window = [(a, b) for a, b in zip(readings, readings[5:], strict=False) if b.wall_s > a.wall_s]
-    peak = max((_foreign_cores(a, b) for a, b in window), default=foreign)
-    cores = max(num_cores, 1)
-    return CpuUse(
-        wall_s=wall,
-        process_cpu_percent=100.0 * own,
-        other_cpu_percent=100.0 * foreign,
-        foreign_cpu_share=min(1.0, foreign / cores),
-        peak_foreign_cpu_share=min(1.0, max(peak, foreign) / cores),
-        peak_rss_bytes=peak_rss,
-    )
+class Tally:
+    """What readings add up to; only those of the last half second are kept."""
+
+    def __init__(self, num_cores: int) -> None:
+        self._cores = max(num_cores, 1)
+        self._first: Reading | None = None
+        # The kernel counts in ticks of 10 ms: spans shorter than half a second say little by themselves.
+        self._latest: deque[Reading] = deque(maxlen=6)
+        self._peak_foreign = 0.0
+        self._peak_rss = 0
+
+    def add(self, reading: Reading, rss_bytes: int) -> None:
+        self._first = self._first or reading
+        self._latest.append(reading)
+        self._peak_rss = max(self._peak_rss, rss_bytes)
+        oldest = self._latest[0]
+        if len(self._latest) == self._latest.maxlen and reading.wall_s > oldest.wall_s:
+            self._peak_foreign = max(self._peak_foreign, _foreign_cores(oldest, reading))
+
+    def use(self) -> CpuUse | None:
+        """None with less than two readings."""
+        if self._first is None or self._latest[-1].wall_s <= self._first.wall_s:
+            return None
+        first, last = self._first, self._latest[-1]
+        wall = last.wall_s - first.wall_s
+        foreign = _foreign_cores(first, last)
+        return CpuUse(
+            wall_s=wall,
+            process_cpu_percent=100.0 * (last.process_s - first.process_s) / wall,
+            other_cpu_percent=100.0 * foreign,
+            foreign_cpu_share=min(1.0, foreign / self._cores),
+            peak_foreign_cpu_share=min(1.0, max(self._peak_foreign, foreign) / self._cores),
+            peak_rss_bytes=self._peak_rss,
+        )
 
 
-def _foreign_cores(before: _Reading, after: _Reading) -> float:
+def _foreign_cores(before: Reading, after: Reading) -> float:
     """Cores' worth of work by others between two readings."""
     others = (after.busy_s - before.busy_s) - (after.process_s - before.process_s)
     return max(0.0, others) / (after.wall_s - before.wall_s)
