@@ -94,30 +94,34 @@ def resources(kernel: Any) -> dict[str, int]:
         file.flush()
         told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
     (usage,) = re.findall(r"REG:(\d+) STACK:(\d+)", told.stdout)
-    return {"registers": int(usage[0]), "stack": int(usage[1])}
+    return {"registers": int(usage[0]), "stack_bytes": int(usage[1])}
 
 
-def main(shapes: list[dict[str, Any]]) -> None:
+# New tokens of each sequence in a step: one decode, then steps of all sorts, whose numbers and addresses are
+# multiples of 16 at times.
+STEPS = ([1], [1] * 9, [1] * 16, [1] * 300, [700, 40, 1, 1, 1], [3, 3, 1], [16] * 16, [2000], [128])
+
+
+def main(shape: dict[str, Any]) -> None:
     found = compiled()
-    for shape in shapes:
-        before = set(found)
-        backend = Triton(132)
-        for counts in ([1], [1] * 9, [700, 40, 1, 1, 1], [3, 3, 1]):
-            attend(backend, shape, counts)
-        for name in sorted(set(found) - before):
-            kernel = found[name]
-            row = {
-                "shape": shape,
-                "kernel": name.split()[0],
-                "ptx": ".target sm_90" in kernel.asm["ptx"],
-                "shared": kernel.metadata.shared,
-                "warps": kernel.metadata.num_warps,
-                "wgmma": "wgmma.mma_async" in kernel.asm["ptx"],
-                "mma": "mma.sync" in kernel.asm["ptx"],
-                "async": "cp.async" in kernel.asm["ptx"],
-                **resources(kernel),
-            }
-            print(json.dumps(row))
+    backend = Triton(132)
+    foreseen: set[str] = set()
+    for i, counts in enumerate(STEPS):
+        for width in (1, 7, 16):
+            attend(backend, shape, counts, misaligned=i % 3, width=width)
+            foreseen = foreseen or set(found)
+    for name, kernel in found.items():
+        ptx = kernel.asm["ptx"]
+        told = {
+            "kernel": name.split()[0],
+            "after_warmup": name not in foreseen,
+            "for_hopper": ".target sm_90" in ptx,
+            "shared_bytes": kernel.metadata.shared,
+            "tensor_cores": "mma.sync" in ptx or "wgmma.mma_async" in ptx,
+            "loads_ahead": "cp.async" in ptx,
+            **resources(kernel),
+        }
+        print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -96,12 +96,25 @@ def _device() -> list[dict[str, str]]:
         if cuda.is_available():
             free, total = cuda.mem_get_info()
             room = f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free"
-            return [_check("device", f"cuda: {cuda.get_device_name(0)}, {room}, CUDA {torch.version.cuda}")]
+            name = f"cuda: {cuda.get_device_name(0)}, {room}, CUDA {torch.version.cuda}"
+            return [_check("device", name), _attention(gpu=True)]
         built_for = torch.version.cuda
     except Exception as error:
         why = " ".join(str(error).split())
         return [_check("device", f"torch fails: {why}", _pip("--force-reinstall torch"))]
-    return [_check("device", "cpu: torch finds no GPU"), *_idle_gpu(built_for)]
+    return [_check("device", "cpu: torch finds no GPU"), _attention(gpu=False), *_idle_gpu(built_for)]
+
+
+def _attention(gpu: bool) -> dict[str, str]:
+    """The kernels that models are served with unless a backend is asked for."""
+    if not gpu:
+        return _check("attention", "compiled, for CPUs")
+    try:
+        return _check("attention", f"triton {metadata.version('triton')}")
+    except metadata.PackageNotFoundError:
+        return _check(
+            "attention", "reference, which is slow: Triton is not installed", _pip("triton"), "warning"
+        )
 
 
 def _idle_gpu(built_for: str | None) -> list[dict[str, str]]:
