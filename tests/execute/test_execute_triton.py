@@ -237,6 +237,10 @@ def mixture(counts: list[int], starts: list[int], seed: int) -> Case:
     return dataclasses.replace(decodes([1], seed, 0), counts=counts, starts=starts, num_slices=len(counts))
 
 
+def test_decodes_behind_prompts_whose_every_token_is_a_tile() -> None:
+    check(dataclasses.replace(mixture([3, 1, 1], [0, 20, 5], 1), group=128, num_slices=1))
+
+
 @pytest.mark.parametrize(
     ("first", "then"),
     [
