@@ -58,6 +58,20 @@ def test_without_torch_it_still_tells_the_rest(tunebatch: Any, monkeypatch: pyte
     assert found["Python"]["state"] == "ok"
 
 
+def test_it_tells_which_kernels_attend(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        assert checks(tunebatch("doctor", "--json"))["attention"]["found"] == "compiled, for CPUs"
+    monkeypatch.setattr(metadata, "version", lambda name: {"triton": "3.6.0"}[name])
+    assert doctor._attention(gpu=True)["found"] == "triton 3.6.0"
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    without = doctor._attention(gpu=True)
+    assert without["state"] == "warning" and without["mend"].endswith("-m pip install triton")
+
+
 GPUS = {
     "no GPU": ((None, None), False, "12.8", None),
     "no driver": ((None, None), True, "12.8", "no driver answers"),

@@ -102,7 +102,7 @@ def _device() -> list[Check]:
             room = f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free"
             name = f"cuda: {cuda.get_device_name(0)}, {room}, CUDA {torch.version.cuda}"
             told = nvml_checks(lambda: open_gpu_of("cuda"), has_gpu=True, on_cuda=True)
-            return [check("device", name), *told]
+            return [check("device", name), _attention(gpu=True), *told]
         built_for = torch.version.cuda
     except Exception as error:
         why = " ".join(str(error).split())
@@ -110,9 +110,22 @@ def _device() -> list[Check]:
     idle = _idle_gpu(built_for)
     return [
         check("device", "cpu: torch finds no GPU"),
+        _attention(gpu=False),
         *idle,
         *nvml_checks(open_gpu, has_gpu=bool(idle), on_cuda=False),
     ]
+
+
+def _attention(gpu: bool) -> Check:
+    """The kernels that models are served with unless a backend is asked for."""
+    if not gpu:
+        return check("attention", "compiled, for CPUs")
+    try:
+        return check("attention", f"triton {metadata.version('triton')}")
+    except metadata.PackageNotFoundError:
+        return check(
+            "attention", "reference, which is slow: Triton is not installed", pip("triton"), "warning"
+        )
 
 
 def _idle_gpu(built_for: str | None) -> list[Check]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+
 import torch
 
 from tunebatch.execute.torch.attention.base import AttentionBackend
@@ -9,10 +12,21 @@ from tunebatch.execute.torch.attention.compiled import Compiled, refusal
 from tunebatch.execute.torch.attention.packed import Packed
 from tunebatch.execute.torch.attention.reference import Reference
 
-BACKENDS: dict[str, type[AttentionBackend]] = {
+_LARGEST_HEAD = 256  # whose tiles fit into the registers and the shared memory of one multiprocessor
+
+
+def _triton() -> AttentionBackend:
+    # Not above: Triton is there where torch is built for CUDA, and takes a second to import.
+    from tunebatch.execute.torch.attention.triton import Triton
+
+    return Triton()
+
+
+BACKENDS: dict[str, Callable[[], AttentionBackend]] = {
     "reference": Reference,
     "packed": Packed,
     "compiled": Compiled,
+    "triton": _triton,
 }
 
 
@@ -26,13 +40,40 @@ def choose_backend(
     """
     if name not in ("auto", *BACKENDS):
         raise ValueError(f"unknown attention backend {name!r}; one of auto, {', '.join(BACKENDS)}")
-    if device != "cpu":
-        if name == "compiled":
-            raise ValueError("attention backend compiled: runs on a CPU only; use reference")
-        return Reference() if name == "auto" else BACKENDS[name]()
-    why = refusal(dtype, head_dim, block_size)
     if name == "auto":
-        return Packed() if why else Compiled()
-    if name == "compiled" and why:
+        return BACKENDS[_fastest(device, dtype, head_dim, block_size)]()
+    if name == "triton" and (why := triton_refusal(device, dtype, head_dim)):
+        raise ValueError(
+            f"attention backend triton: {why}; use {_fastest(device, dtype, head_dim, block_size)}"
+        )
+    if name == "compiled" and device != "cpu":
+        raise ValueError(
+            "attention backend compiled: runs on a CPU only; use "
+            + _fastest(device, dtype, head_dim, block_size)
+        )
+    if name == "compiled" and (why := refusal(dtype, head_dim, block_size)):
         raise ValueError(f"attention backend compiled: {why}; use packed")
     return BACKENDS[name]()
+
+
+def triton_refusal(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why the Triton kernels cannot serve such a model, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if head_dim > _LARGEST_HEAD:
+        return f"head size {head_dim} is more than {_LARGEST_HEAD}"
+    if device == "cuda":
+        return None
+    from triton import knobs
+
+    if not knobs.runtime.interpret:
+        return "runs on a CUDA device, or with TRITON_INTERPRET=1 on a CPU, very slowly"
+    if dtype == torch.bfloat16:
+        return "Triton's interpreter takes bfloat16 for integers"
+    return None
+
+
+def _fastest(device: str, dtype: torch.dtype, head_dim: int, block_size: int) -> str:
+    if device == "cpu":
+        return "packed" if refusal(dtype, head_dim, block_size) else "compiled"
+    return "reference" if triton_refusal(device, dtype, head_dim) else "triton"

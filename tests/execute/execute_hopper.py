@@ -1,0 +1,128 @@
+"""Compile what a step launches for a Hopper GPU, without one: run as a script, prints one JSON line a kernel.
+
+Launches are real to the last argument, so that what is compiled, and how often, is what a GPU would see; only
+the driver is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from tunebatch.execute.torch.attention.base import KvCache, StepContext, Variant
+from tunebatch.execute.torch.attention.triton import Triton
+
+
+class NoGpu:
+    """As much of a driver as compiling needs."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+def compiled() -> dict[str, Any]:
+    """Kernels by name and hash, as they are compiled from now on; nothing is launched."""
+    triton.runtime.driver.set_active(NoGpu())
+    found: dict[str, Any] = {}
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **constants)
+        found.setdefault(f"{kernel.metadata.name} {kernel.hash[:8]}", kernel)
+        return kernel
+
+    JITFunction.run = compile_only
+    return found
+
+
+def attend(
+    backend: Triton, shape: dict[str, Any], counts: list[int], misaligned: int = 0, width: int = 7
+) -> None:
+    """One step of sequences with so many new tokens each; prompts first, then decodes."""
+    dtype = getattr(torch, shape["dtype"])
+    block_size, heads, kv_heads = shape["block_size"], shape["heads"], shape["kv_heads"]
+    sinks = torch.zeros(heads, dtype=dtype) if shape.get("sinks") else None
+    tokens = sum(counts)
+    prompts = [count for count in counts if count > 1]
+
+    def ints(*size: int) -> torch.Tensor:  # views into one buffer begin anywhere
+        return torch.ones(misaligned + torch.Size(size).numel(), dtype=torch.int64)[misaligned:].view(size)
+
+    step = StepContext(
+        cache=KvCache(8, block_size, backend.new_pools),
+        positions=ints(tokens),
+        query_start=ints(len(counts) + 1),
+        context_lens=ints(len(counts)),
+        block_tables=ints(len(counts), width),
+        cache_slots=ints(tokens),
+        slices=[(0, count, 0) for count in prompts],
+        num_slice_tokens=sum(prompts),
+        max_context_len=1,
+        context_sum=1,
+    )
+    backend.attend(
+        torch.zeros(tokens, heads, shape["dim"], dtype=dtype),
+        torch.zeros(tokens, kv_heads, shape["dim"], dtype=dtype),
+        torch.zeros(tokens, kv_heads, shape.get("value_dim", shape["dim"]), dtype=dtype),
+        0,
+        Variant(0.1, shape.get("window"), shape.get("softcap"), sinks),
+        step,
+    )
+
+
+def resources(kernel: Any) -> dict[str, int]:
+    """Registers of a thread and bytes on its stack, as the assembler tells."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    (usage,) = re.findall(r"REG:(\d+) STACK:(\d+)", told.stdout)
+    return {"registers": int(usage[0]), "stack_bytes": int(usage[1])}
+
+
+# New tokens of each sequence in a step: one decode, then steps of all sorts, whose numbers and addresses are
+# multiples of 16 at times.
+STEPS = ([1], [1] * 9, [1] * 16, [1] * 300, [700, 40, 1, 1, 1], [3, 3, 1], [16] * 16, [2000], [128])
+
+
+def main(shape: dict[str, Any]) -> None:
+    found = compiled()
+    backend = Triton(132)
+    foreseen: set[str] = set()
+    for i, counts in enumerate(STEPS):
+        for width in (1, 7, 16):
+            attend(backend, shape, counts, misaligned=i % 3, width=width)
+            foreseen = foreseen or set(found)
+    for name, kernel in found.items():
+        ptx = kernel.asm["ptx"]
+        told = {
+            "kernel": name.split()[0],
+            "after_warmup": name not in foreseen,
+            "for_hopper": ".target sm_90" in ptx,
+            "shared_bytes": kernel.metadata.shared,
+            "tensor_cores": "mma.sync" in ptx or "wgmma.mma_async" in ptx,
+            "loads_ahead": "cp.async" in ptx,
+            **resources(kernel),
+        }
+        print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
