@@ -43,9 +43,17 @@ class Timed:
     def reset(self) -> None:
         self._draft.reset()
 
-    def propose(self, wanted: SequenceOf[Wanted]) -> list[SequenceOf[int]]:
+    @property
+    def num_computed(self) -> int:
+        return self._draft.num_computed
+
+    @property
+    def num_reused(self) -> int:
+        return self._draft.num_reused
+
+    def propose(self, wanted: SequenceOf[Wanted], generation: SequenceOf[int]) -> list[SequenceOf[int]]:
         begin = time.perf_counter()
-        proposed = self._draft.propose(wanted)
+        proposed = self._draft.propose(wanted, generation)
         if len(wanted) == self._batch:
             self.times_ms.append((time.perf_counter() - begin) * 1e3)
         return proposed

@@ -190,13 +190,17 @@ class FakeExecutor:
 class FakeDrafter:
     """Guesses some tokens right and others wrong, and at times none; asserts that a model could draft."""
 
+    num_computed = num_reused = 0
+
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
 
     def reset(self) -> None:
         pass
 
-    def propose(self, wanted: SequenceOf[tuple[Sequence, int]]) -> list[list[int]]:
+    def propose(
+        self, wanted: SequenceOf[tuple[Sequence, int]], generation: SequenceOf[int]
+    ) -> list[list[int]]:
         return [self._guess(sequence, count) for sequence, count in wanted]
 
     def _guess(self, sequence: Sequence, count: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -23,6 +24,7 @@ from tunebatch.engine.policies.mixed import Mixed
 from tunebatch.engine.queues import Queues
 from tunebatch.engine.records import EndReason, RunRecord
 from tunebatch.engine.request import Request
+from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.strategies import STRATEGIES, strategy
 
 FIXED_S, DECODE_S, TOKEN_S = 2.0**-8, 2.0**-14, 2.0**-15
@@ -277,6 +279,73 @@ def test_the_forecast_is_the_peak_of_all_that_run(kit: SimpleNamespace) -> None:
             queues.waiting.popitem()
     assert answers.count(True) >= 3 and False in answers
     assert sum(p + left for p, left in held) > room, "all could have been largest at once"
+
+
+class Admits:
+    """Admits what is forecast to fit, and compares each answer with the sum over sequences."""
+
+    max_batch_size, holds_slots = 32, False
+
+    def __init__(self) -> None:
+        self._forecast = PeakForecast()
+        self._expected: dict[int, tuple[int, int]] = {}  # last step, and tokens held less the step
+        self._refused: tuple[int, ...] = ()
+        self.answers: list[bool] = []
+
+    def plan(self, now: float, queues: Queues) -> StepPlan | None:
+        plan = queues.decode(StepPlan(), now)
+        while (oldest := queues.oldest_waiting) is not None:
+            fits = self._forecast.fits(oldest, queues)
+            asked = (oldest.id, *queues.running)
+            # Until something leaves it is not asked again.
+            assert fits == (self._fits(oldest, queues) and asked != self._refused)
+            self._refused = () if fits else asked
+            self.answers.append(fits)
+            if (queues.running and not fits) or not queues.admit(now):
+                break
+            self._forecast.admitted(oldest, queues)
+            self._expected[oldest.id] = self._of(oldest, queues)
+            plan.slices.append(queues.chunk(oldest, oldest.num_uncomputed))
+        return plan or None
+
+    def took(self, step: StepTaken) -> None:
+        for sequence in step.ended:
+            self._forecast.ended(sequence)
+
+    def _of(self, sequence: Sequence, queues: Queues) -> tuple[int, int]:
+        step = queues.decodes.step
+        made = step - sequence.joined_step if sequence.row >= 0 else 0
+        output = sequence.num_output + made
+        left = max(self._forecast.lengths.expected(output, sequence.request.max_tokens) - output, 1)
+        return step + left, sequence.num_tokens + made + queues.kv.block_size - 1 - step
+
+    def _fits(self, candidate: Sequence, queues: Queues) -> bool:
+        step, kv = queues.decodes.step, queues.kv
+        for sequence in queues.running.values():
+            if self._expected[sequence.id][0] <= step:
+                self._expected[sequence.id] = self._of(sequence, queues)
+        known = [self._expected[i] for i in queues.running]
+        unexplained = max(kv.num_used * kv.block_size - sum(held + step for _, held in known), 0)
+        known.append(self._of(candidate, queues))
+        peak = max(sum(held + end for last, held in known if last >= end) for end, _ in known)
+        return peak <= int(0.97 * kv.num_blocks * kv.block_size) - unexplained
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_answer_of_the_forecast_is_the_peaks(kit: SimpleNamespace, seed: int) -> None:
+    """With answers that outlive what is expected, clients that hang up, and preemptions."""
+    draw = random.Random(seed)
+    requests = [
+        replace(
+            kit.request(i, draw.randint(1, 40), draw.choice((draw.randint(1, 12), 90)), i * 0.002),
+            cancel_at_s=i * 0.002 + 0.3 if draw.random() < 0.1 else None,
+        )
+        for i in range(150)
+    ]
+    policy = Admits()
+    run = kit.serve(policy, requests, FormulaExecutor(60, lambda plan: 0.01))
+    assert sum(run.steps.num_preempted) > 0
+    assert policy.answers.count(True) > 100 and policy.answers.count(False) > 20
 
 
 def test_a_request_that_did_not_fit_does_when_another_has_ended(kit: SimpleNamespace) -> None:

@@ -108,9 +108,11 @@ def test_greedy_tokens_equal_generate_with_every_feature(name: str, backend: str
 class Skewed:
     """Drafts the same token again and again; the target takes it at times."""
 
+    num_computed = num_reused = 0
+
     def reset(self) -> None: ...
 
-    def propose(self, wanted: Any) -> list[tuple[int, ...]]:
+    def propose(self, wanted: Any, generation: Any) -> list[tuple[int, ...]]:
         return [(1,) * count for _, count in wanted]
 
 

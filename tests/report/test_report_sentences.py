@@ -117,6 +117,13 @@ def test_drafts_are_told_by_position_and_by_batch() -> None:
         "mixed+ngram: 95 of 180 drafts accepted; by position 75 %, 25 %; "
         "drafts by batch, as learnt: 1: 5, 2 to 7: 0"
     )
+    record = SpeculationRecord([4], [3], 4, 4, num_computed=1_250, num_reused=3_750)
+    assert speculation_line("x+draft", record) == (
+        "x+draft: 3 of 4 drafts accepted; by position 75 %; "
+        "the draft model computed 1,250 tokens to draft from and shared 3,750 (75 %)"
+    )
+    record.num_reused = 0
+    assert speculation_line("x+draft", record).endswith("the draft model computed 1,250 tokens to draft from")
     assert "nothing was drafted in 4 decodes" in speculation_line("x", SpeculationRecord(num_decodes=4))
 
 

@@ -280,7 +280,8 @@ class Queues:
             return
         members = self.decodes.members
         wanted = [(member, count) for member in members if (count := self._room(plan, member, depth)) > 0]
-        for (sequence, _), drafts in zip(wanted, speculator.propose(wanted), strict=True):
+        proposed = speculator.propose(wanted, self.kv.generation)
+        for (sequence, _), drafts in zip(wanted, proposed, strict=True):
             if drafts:
                 self._leave_decodes(sequence)
                 tokens = tuple(drafts)

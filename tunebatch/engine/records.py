@@ -107,6 +107,8 @@ class SpeculationRecord:
         num_decodes: Sequences that could have been drafted for, summed over steps.
         depth_sum: Drafts that were asked for them.
         depth_by_batch: ``(smallest batch, largest batch, drafts)`` that the run learnt, if it chose itself.
+        num_computed: Tokens of prompts and answers that a draft model computed before it could draft.
+        num_reused: Those that it found computed, as others begin alike.
     """
 
     drafted_at: list[int] = field(default_factory=list)
@@ -114,6 +116,8 @@ class SpeculationRecord:
     num_decodes: int = 0
     depth_sum: int = 0
     depth_by_batch: list[tuple[int, int, int]] = field(default_factory=list)
+    num_computed: int = 0
+    num_reused: int = 0
 
     def count(self, drafted: int, accepted: int) -> None:
         """Add one verification."""

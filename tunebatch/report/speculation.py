@@ -26,4 +26,9 @@ def speculation_line(name: str, record: SpeculationRecord) -> str:
             for low, high, depth in record.depth_by_batch
         )
         line += f"; drafts by batch, as learnt: {learnt}"
+    if record.num_computed:
+        line += f"; the draft model computed {record.num_computed:,} tokens to draft from"
+    if record.num_reused:
+        share = record.num_reused / (record.num_computed + record.num_reused)
+        line += f" and shared {record.num_reused:,} ({share:.0%})".replace("%", " %")
     return line

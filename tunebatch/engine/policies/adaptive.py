@@ -55,7 +55,7 @@ class Adaptive:
         self._budget.took(step)
         self._limit.took(step)
         for sequence in step.ended:
-            self._forecast.lengths.observe(sequence.num_output)
+            self._forecast.ended(sequence)
 
     def _admit(self, now: float, queues: Queues) -> bool:
         oldest = queues.oldest_waiting
@@ -64,7 +64,7 @@ class Adaptive:
         if len(queues.running) >= self._limit.size:
             self._limit.keeps_out(len(queues.waiting), self._is_urgent(oldest, now))
             return False
-        if queues.running and not self._forecast.fits(oldest, queues):
+        if not self._forecast.fits(oldest, queues) and queues.running:
             return False
         if not queues.admit(now):
             return False

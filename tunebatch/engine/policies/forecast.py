@@ -22,21 +22,26 @@ class OutputLengths:
     def __init__(self) -> None:
         self._recent: deque[int] = deque()
         self._sorted: list[int] = []
+        self._sum = 0
 
     def observe(self, num_tokens: int) -> None:
         """An answer has ended with so many tokens."""
         self._recent.append(num_tokens)
         insort(self._sorted, num_tokens)
+        self._sum += num_tokens
         if len(self._recent) > _WINDOW:
-            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+            oldest = self._recent.popleft()
+            del self._sorted[bisect_left(self._sorted, oldest)]
+            self._sum -= oldest
 
     def expected(self, num_output: int, max_tokens: int) -> int:
         """Tokens that an answer will have that has ``num_output`` so far: the mean of the longer ones, and
         never more than ``max_tokens``, which is the guess where too little is known."""
-        longer = self._sorted[bisect_right(self._sorted, num_output) :]
-        if len(self._sorted) < _FEW or not longer:
+        shorter = self._sorted[: bisect_right(self._sorted, num_output)]
+        num_longer = len(self._sorted) - len(shorter)
+        if len(self._sorted) < _FEW or not num_longer:
             return max_tokens
-        return min(-(-sum(longer) // len(longer)), max_tokens)
+        return min(-(-(self._sum - sum(shorter)) // num_longer), max_tokens)
 
 
 class PeakForecast:
@@ -52,8 +57,9 @@ class PeakForecast:
     beyond what all are thought to hold are: by shared prefixes, or by drafts that made sequences grow faster
     than a token a step.
 
-    Until something leaves, a request that did not fit still does not; and as long as all could have their
-    greatest sizes at once, there is nothing to sort out.
+    Until something leaves, a request that did not fit still does not. And as long as one more could have its
+    greatest size at the time of the peak, there is nothing to sort out: requests that join in the same step
+    seldom need a pass each.
     """
 
     def __init__(self) -> None:
@@ -61,31 +67,46 @@ class PeakForecast:
         # Soonest first.
         self._ends: list[_Entry] = []
         self._known: dict[int, _Entry] = {}
-        self._sum_of_sizes = 0  # each at its end
+        self._peak = 0  # or more: it is found anew only where it decides
         self._sum_of_bases = 0
         self._refused: int | None = None
+        self._fitted: tuple[_Entry, int] | None = None  # who did last, and the peak with it
 
     def fits(self, candidate: Sequence, queues: Queues) -> bool:
         """Whether the KV cache is expected to hold the candidate and all that run, to their ends."""
-        if self._refused == candidate.id and self._known.keys() <= queues.running.keys():
+        # All that run were admitted here, so who is known and does not run has left: preempted, or cancelled.
+        left = len(self._known) > len(queues.running)
+        self._fitted = None
+        if self._refused == candidate.id and not left:
             return False
-        shared = candidate.num_tokens - queues.num_to_compute(candidate)
-        entry = self._entry(candidate, queues, shared)
+        for sequence_id in self._known.keys() - queues.running.keys() if left else ():
+            self._forget(sequence_id)
         self._look_again(queues)
-        if self._sum_of_sizes + _size(entry) > self._room(queues):
-            for sequence_id in self._known.keys() - queues.running.keys():
-                self._forget(sequence_id)
-            if self._peak_exceeds(self._room(queues), entry):
-                self._refused = candidate.id
-                return False
+        entry = self._entry(candidate, queues, candidate.num_tokens - queues.num_to_compute(candidate))
+        room = self._room(queues)
+        peak = self._peak + _size(entry)
+        if peak > room and (peak := self._peak_with(entry, room)) > room:
+            self._refused = candidate.id
+            return False
+        self._fitted = (entry, peak)
         return True
 
-    def admitted(self, sequence: Sequence, queues: Queues) -> None:
-        """The sequence runs from now on."""
+    def ended(self, sequence: Sequence) -> None:
+        """The sequence has left, and tells how long answers are."""
+        self.lengths.observe(sequence.num_output)
         self._forget(sequence.id)
-        # Just admitted, what is computed of it is what it shares.
-        self._remember(self._entry(sequence, queues, sequence.num_computed))
-        self._refused = None
+
+    def admitted(self, sequence: Sequence, queues: Queues) -> None:
+        """The sequence runs from now on; if it fitted, it was the last that was asked about."""
+        self._forget(sequence.id)
+        if self._fitted is not None:
+            entry, peak = self._fitted
+            self._remember(entry)
+            self._peak = peak
+        else:
+            # Just admitted, what is computed of it is what it shares.
+            self._remember(self._entry(sequence, queues, sequence.num_computed))
+        self._refused = self._fitted = None
 
     def _look_again(self, queues: Queues) -> None:
         """At those that have outlived what was expected of them."""
@@ -111,31 +132,32 @@ class PeakForecast:
         unexplained = max(kv.num_used * kv.block_size - held, 0)
         return int((1.0 - _RESERVE) * kv.num_blocks * kv.block_size) - unexplained
 
-    def _peak_exceeds(self, room: int, candidate: _Entry) -> bool:
+    def _peak_with(self, candidate: _Entry, room: int) -> int:
+        """The greatest use if the candidate joins all that are known, or the first that exceeds ``room``."""
         ends = self._ends
         insort(ends, candidate)
-        total = 0
-        exceeds = False
+        total = peak = 0
         for count, (end, _, base, _) in enumerate(reversed(ends), 1):
             total += base
-            if total + count * end > room:
-                exceeds = True
-                break
+            if (used := total + count * end) > peak:
+                peak = used
+                if peak > room:
+                    break
         del ends[bisect_left(ends, candidate)]
-        return exceeds
+        return peak
 
     def _remember(self, entry: _Entry) -> None:
         insort(self._ends, entry)
         self._known[entry[1]] = entry
-        self._sum_of_sizes += _size(entry)
+        self._peak += _size(entry)
         self._sum_of_bases += entry[2]
 
     def _forget(self, sequence_id: int) -> None:
         entry = self._known.pop(sequence_id, None)
         if entry is not None:
             del self._ends[bisect_left(self._ends, entry)]
-            self._sum_of_sizes -= _size(entry)
             self._sum_of_bases -= entry[2]
+            self._refused = None
 
 
 def _size(entry: _Entry) -> int:

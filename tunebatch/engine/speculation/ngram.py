@@ -20,10 +20,12 @@ class NGram:
     A sequence's tokens are kept as bytes, in which C searches backwards.
     """
 
+    num_computed = num_reused = 0
+
     def __init__(self, max_ngram: int = 4, min_ngram: int = 2) -> None:
         self._sizes = [ngram * _WIDTH for ngram in range(min_ngram, max_ngram + 1)]
 
-    def propose(self, wanted: SequenceOf[Wanted]) -> list[SequenceOf[int]]:
+    def propose(self, wanted: SequenceOf[Wanted], generation: SequenceOf[int] = ()) -> list[SequenceOf[int]]:
         """See `Drafter`; nothing where no n-gram occurs twice."""
         return [self._continuation(sequence, count) for sequence, count in wanted]
 

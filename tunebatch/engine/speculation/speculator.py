@@ -25,8 +25,10 @@ class Speculator:
 
     def record(self) -> SpeculationRecord:
         """What became of all drafts so far."""
-        self._record.depth_by_batch = self._depth.table()
-        return self._record
+        record = self._record
+        record.depth_by_batch = self._depth.table()
+        record.num_computed, record.num_reused = self._drafter.num_computed, self._drafter.num_reused
+        return record
 
     def depth(self, batch: int) -> int:
         """Draft tokens for each of ``batch`` decoding sequences in the next step."""
@@ -34,9 +36,9 @@ class Speculator:
         self._asked = (batch, chosen)
         return chosen
 
-    def propose(self, wanted: SequenceOf[Wanted]) -> list[SequenceOf[int]]:
+    def propose(self, wanted: SequenceOf[Wanted], generation: SequenceOf[int]) -> list[SequenceOf[int]]:
         """See `Drafter`."""
-        return self._drafter.propose(wanted)
+        return self._drafter.propose(wanted, generation)
 
     def step_done(self, verified: SequenceOf[tuple[int, int]], alone: bool, duration_s: float) -> None:
         """A step is over.

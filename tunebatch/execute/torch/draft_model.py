@@ -28,8 +28,16 @@ class DraftModel:
     holds for both. What it lacks of a sequence, be it a whole prompt or the two tokens after a step whose
     drafts were all accepted, it computes when it is asked next.
 
+    Sequences that share blocks share them here too: of a block it remembers the generation in which it
+    computed all of it, and as long as that is the present one, nobody computes it again. The target's word
+    that a block is full would not do, as nobody may have been drafted for when the target filled it.
+
     Args:
         executor: The model, with as many blocks of the same size, and as many slots, as the target's.
+
+    Attributes:
+        num_computed: See `engine.speculation.drafter.Drafter`.
+        num_reused: As well.
     """
 
     def __init__(self, executor: TorchExecutor) -> None:
@@ -37,16 +45,22 @@ class DraftModel:
         self._slots = executor.slots
         self._computed = [0] * executor.max_slots
         self._ahead: list[list[int]] = [[]] * executor.max_slots
+        self._num_full = [0] * executor.max_slots
+        self._full_in = [0] * executor.num_blocks
+        self.num_computed = self.num_reused = 0
         self._counting = torch.arange(executor.max_slots + 1, device=executor.device)
 
     def reset(self) -> None:
-        """Forget all sequences; the pools keep their memory."""
+        """Forget all sequences and blocks; the pools keep their memory."""
         self._slots.reset()
+        # A pool's generations begin at 1.
+        self._full_in = [0] * self.executor.num_blocks
+        self.num_computed = self.num_reused = 0
 
     @torch.inference_mode()
-    def propose(self, wanted: SequenceOf[Wanted]) -> list[SequenceOf[int]]:
+    def propose(self, wanted: SequenceOf[Wanted], generation: SequenceOf[int]) -> list[SequenceOf[int]]:
         """See `engine.speculation.drafter.Drafter`."""
-        missing = [self._missing(sequence) for sequence, _ in wanted]
+        missing = [self._missing(sequence, generation) for sequence, _ in wanted]
         proposed: list[SequenceOf[int]] = [()] * len(wanted)
         chosen = self._that_fit(wanted, missing)
         if not chosen:
@@ -59,17 +73,16 @@ class DraftModel:
                 torch.cuda.empty_cache()
             raise OutOfDeviceMemoryError(f"out of device memory when drafting for {len(chosen)}") from error
         for i, tokens in zip(chosen, drafts, strict=True):
-            slot = wanted[i][0].slot
-            self._computed[slot] += len(missing[i])
-            self._ahead[slot] = tokens[:-1]
+            self._has_computed(wanted[i][0], len(missing[i]), generation)
+            self._ahead[wanted[i][0].slot] = tokens[:-1]
             proposed[i] = tokens
         return proposed
 
-    def _missing(self, sequence: Sequence) -> list[int]:
+    def _missing(self, sequence: Sequence, generation: SequenceOf[int]) -> list[int]:
         """The tokens of a sequence whose keys and values the draft has not computed."""
         slot = sequence.slot
         if self._slots.take(slot, sequence.block_table):
-            self._computed[slot], self._ahead[slot] = 0, []
+            self._computed[slot], self._ahead[slot], self._num_full[slot] = 0, [], 0
         num_tokens = len(sequence.request.prompt) + len(sequence.output)
         computed = self._computed[slot]
         tokens = sequence.token_ids(computed, num_tokens - computed)
@@ -79,19 +92,48 @@ class DraftModel:
             if draft != token:
                 break
             true += 1
-        self._computed[slot] += true
+        true += self._shared(sequence.block_table, computed + true, num_tokens, generation)
+        self._computed[slot] = computed + true
         self._ahead[slot] = []
         return tokens[true:]
 
+    def _shared(self, table: list[int], computed: int, num_tokens: int, generation: SequenceOf[int]) -> int:
+        """How many more tokens are in blocks that were computed for others, or before a preemption.
+
+        The last token never is, since its logits give the first draft.
+        """
+        block_size = self.executor.block_size
+        count, most = computed // block_size, (num_tokens - 1) // block_size
+        while count < most and self._full_in[table[count]] == generation[table[count]]:
+            count += 1
+        shared = max(count * block_size - computed, 0)
+        self.num_reused += shared
+        return shared
+
+    def _has_computed(self, sequence: Sequence, num_tokens: int, generation: SequenceOf[int]) -> None:
+        """Tokens that are the sequence's own now; drafts, which may prove wrong, fill no block."""
+        slot = sequence.slot
+        self._computed[slot] += num_tokens
+        self.num_computed += num_tokens
+        num_full = self._computed[slot] // self.executor.block_size
+        for block in sequence.block_table[self._num_full[slot] : num_full]:
+            self._full_in[block] = generation[block]
+        self._num_full[slot] = num_full
+
     def _that_fit(self, wanted: SequenceOf[Wanted], missing: list[list[int]]) -> list[int]:
-        room, chosen = _MOST_TOKENS, list[int]()
+        """Who drafts in this step: not who would compute a block that another is just computing, as it finds
+        that in the next (within a step it could not, since a kernel may write what it reads as it goes)."""
+        block_size = self.executor.block_size
+        room, chosen, begun = _MOST_TOKENS, list[int](), set[int]()
         for i, (sequence, count) in enumerate(wanted):
-            tokens = len(missing[i])
-            if self._computed[sequence.slot] + tokens + count > self.executor.max_context:
+            computed, tokens = self._computed[sequence.slot], len(missing[i])
+            if computed + tokens + count > self.executor.max_context:
                 continue
-            if tokens <= room or not chosen:
+            filled = sequence.block_table[computed // block_size : (computed + tokens) // block_size]
+            if begun.isdisjoint(filled[:1]) and (tokens <= room or not chosen):
                 chosen.append(i)
                 room -= tokens
+                begun.update(filled)
         return chosen
 
     def _draft(self, wanted: SequenceOf[Wanted], missing: list[list[int]]) -> list[list[int]]:
