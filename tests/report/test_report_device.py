@@ -16,7 +16,7 @@ from tunebatch.measure.telemetry.gpu import GpuUse
 from tunebatch.measure.utilization import Utilization
 from tunebatch.report.device import caution_lines, device_columns, device_lines
 from tunebatch.report.rows import Row
-from tunebatch.report.tables import strategy_table
+from tunebatch.report.tables import strategy_tables
 
 GPU = GpuUse(
     wall_s=10.0,
@@ -78,7 +78,7 @@ def test_the_table_has_them_last(make_row: Any) -> None:
     ]
     console = Console(width=200)
     with console.capture() as capture:
-        console.print(strategy_table(rows))
+        console.print(*strategy_tables(console, rows))
     header, mixed, static = capture.get().splitlines()
     assert header.split()[-3:] == ["KV", "GPU", "J/token"]
     assert mixed.rstrip().endswith("87 %    0.412") and static.rstrip().endswith("n/a      n/a")
