@@ -9,7 +9,8 @@ import pytest
 
 from tunebatch.cli.traffic import workload_spec
 from tunebatch.engine.strategies import STRATEGIES
-from tunebatch.profile import ProfileError, load_profile, parse_time, profile_names
+from tunebatch.profile import ProfileError, load_profile, profile_names
+from tunebatch.profile_sections import parse_time
 from tunebatch.workload.lengths import Empirical
 
 

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tunebatch.cli.sweep_json import outcome_json
 from tunebatch.cli.sweep_margin import margin_rate
-from tunebatch.cli.sweep_report import Watcher, caveats, outcome_json, print_outcome, unbounded
+from tunebatch.cli.sweep_progress import Watcher
+from tunebatch.cli.sweep_report import caveats, print_outcome, unbounded
 from tunebatch.measure.result import RunResult, read_result
 from tunebatch.measure.slo import check
-from tunebatch.profile import Profile, WorkloadSection, load_profile
+from tunebatch.profile import Profile, load_profile
+from tunebatch.profile_sections import WorkloadSection
 from tunebatch.report.progress import Progress
 from tunebatch.tune.facts import Miss, SweepEvent, SweepOutcome, TableRow, TrialFacts
 

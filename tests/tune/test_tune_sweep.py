@@ -328,7 +328,7 @@ def test_a_confirmation_cut_short_counts_only_if_it_came_close(
             return found
         return dataclasses.replace(found, finished=False, resolution=resolution)
 
-    monkeypatch.setattr("tunebatch.tune.sweep.measure_capacity", cut_short)
+    monkeypatch.setattr("tunebatch.tune.gauge.measure_capacity", cut_short)
     outcome = sweep(Device(), tmp_path)
     assert any(one.confirmed for one in outcome.trials) is confirmed
     assert outcome.winner is not None

@@ -17,13 +17,15 @@ SLO = ("p90_ttft<=500ms", "p90_tpot<=40ms")
 HEADROOM = 0.8  # of the saturated rate: 0.1 s / (1 - 0.8) is the limit of 0.5 s
 
 SATURATED = {"sequential": 2.0, "static": 6.0, "dynamic": 8.0, "continuous": 20.0}
+FASTER = {"prefix": 1.5, "ngram": 0.8, "draft": 1.1}  # by feature
 BEST_BATCH = 12.0
 
 
 def saturated_rate(strategy: Strategy) -> float:
     """Requests per second; falls off as the batch size leaves its best one."""
     batch = dict(strategy.knobs).get("max_batch_size", BEST_BATCH)
-    return SATURATED[strategy.name] * math.exp(-(math.log2(batch / BEST_BATCH) ** 2) / 4.0)
+    features = math.prod(FASTER[feature] for feature in strategy.features)
+    return SATURATED[strategy.policy] * features * math.exp(-(math.log2(batch / BEST_BATCH) ** 2) / 4.0)
 
 
 def batch_of(strategy: Strategy) -> float:

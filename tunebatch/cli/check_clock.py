@@ -87,7 +87,7 @@ def _measured() -> list[tuple[str, RunResult]]:
     from tunebatch.cli.traffic import checked_spec
     from tunebatch.engine.strategies import strategy
     from tunebatch.profile import load_profile
-    from tunebatch.tune.sweep import GLIMPSE_S, saturated_rate
+    from tunebatch.tune.gauge import GLIMPSE_S, saturated_rate
 
     asked = load_profile("quickstart")
     session, chosen = Session.open(asked, checked_spec(asked)), strategy("continuous")

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from tunebatch.cli.errors import OK
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tunebatch.cli.session import Session
     from tunebatch.engine.strategies import Strategy
     from tunebatch.profile import Profile
+    from tunebatch.tune.space import Space
 
 # Whole runs that a search amounts to: for a default about five rates, most of which end early because they
 # miss; for a candidate of the confirmation about four on each of two seeds. There are more candidates where
@@ -20,29 +23,43 @@ _RUNS_OF_A_DEFAULT, _RUNS_OF_A_CANDIDATE = 3, 6
 _ALONE = 4  # requests that show the pace of a strategy without batches
 
 
-def dry_run(asked: Profile, session: Session, least_run_s: float, json: bool) -> int:
-    """Serves a few requests under every strategy for the prediction; no strategy's capacity is measured.
+def dry_run(
+    asked: Profile, session: Session, least_run_s: float, left_out: dict[str, str], json: bool
+) -> int:
+    """Serves a few requests under every strategy for the prediction, and under the fastest with each feature;
+    no strategy's capacity is measured.
 
     Args:
         least_run_s: How long requests arrive in a run that tells a capacity, however few would do.
+        left_out: Features that will not be searched, and why.
     """
     from tunebatch.cli import output
     from tunebatch.cli.traffic import needed_samples
     from tunebatch.tune.confirm import LEAST_FINALISTS
     from tunebatch.tune.space import Space
+    from tunebatch.tune.variants import NONE
 
     workload, search = session.workload(), asked.search
-    space = Space(search.strategies, asked.device.max_slots)
+    space = Space(search.strategies, asked.device.max_slots, features=search.features)
     pace = {name: _predicted_rate(session, space.default(name)) for name in search.strategies}
+    single = _single_features(space, pace)
+    session.load_draft_for(single)
+    pace |= {one.name: _predicted_rate(session, one) for one in single}
     # More of the same is drawn for a run that would be too short; a trace is as long as it is.
     drawn = search.objective == "capacity" and session.spec.trace_file is None
     few = len(workload.requests)
     served = {name: max(few, math.ceil(rate * least_run_s)) if drawn else few for name, rate in pace.items()}
     run_s = {name: served[name] / pace[name] for name in pace}
-    least_s = _least_s(list(run_s.values()), search.objective, min(search.confirm, LEAST_FINALISTS))
+    # What a feature is worth is confirmed, too, on one seed at least.
+    trials_s = [*run_s.values(), *(run_s[one.name] for one in single)]
+    least_s = _least_s(trials_s, search.objective, min(search.confirm, LEAST_FINALISTS))
     plan: dict[str, Any] = {
         "schema": "tunebatch.plan.v1",
         "strategies": search.strategies,
+        "features": search.features,
+        "features_left_out": left_out,
+        "switches": {group: [NONE, *members] for group, members in space.groups.items()},
+        "variants": list(space.variants_of_all),
         "objective": search.objective,
         "max_trials": search.trials,
         "max_time_s": search.time,
@@ -64,11 +81,16 @@ def dry_run(asked: Profile, session: Session, least_run_s: float, json: bool) ->
 
 
 def _show(asked: Profile, plan: dict[str, Any]) -> None:
+    from tunebatch.cli.feature_choice import left_out_lines
     from tunebatch.cli.traffic import needed_samples
 
     search, few, served = asked.search, plan["requests"], plan["predicted_run_requests"]
     run_s, least_s = plan["predicted_run_s"], plan["predicted_least_time_s"]
     print(f"search:    {', '.join(search.strategies)}; objective {search.objective}")
+    if search.features:
+        print(f"features:  {_switches(plan)}")
+    for line in left_out_lines(plan["features_left_out"]):
+        print(f"           {line}")
     print(f"budget:    {search.time:g} s and {search.trials} trials; a trial that has begun is finished")
     each = ", ".join(f"{name} {_about(seconds)}" for name, seconds in run_s.items())
     print(f"predicted: one run of the workload takes: {each}")
@@ -77,13 +99,30 @@ def _show(asked: Profile, plan: dict[str, Any]) -> None:
         print(f"predicted: it lasts {plan['least_run_s']:.3g} s at least, which takes requests: {told}")
     spare = few > max((needed for _, needed in needed_samples(asked)), default=0)
     short = _too_short(least_s, search.time, spare and few in served.values())
-    print(f"predicted: the defaults and the confirmation take about {_about(least_s)}{short}")
+    tried = "the defaults, each feature" if search.features else "the defaults"
+    print(f"predicted: {tried} and the confirmation take about {_about(least_s)}{short}")
     print(f"requests:  {plan['workload']}")
     for note in plan["notes"]:
         print(f"           {note}")
     for name, needed in needed_samples(asked):
         print(f"samples:   {name} needs {needed} requests, there are {few}: enough")
     print("no configuration was measured")
+
+
+def _single_features(space: Space, pace: Mapping[str, float]) -> list[Strategy]:
+    """The default of the fastest strategy that features are searched for, with each of them."""
+    open_to_some = [name for name in space.names if space.groups_of(name)]
+    if not open_to_some:
+        return []
+    return space.neighbours(space.default(max(open_to_some, key=lambda name: pace[name])))
+
+
+def _switches(plan: Mapping[str, Any]) -> str:
+    """``prefix: none or prefix; drafts: none, ngram or draft; 12 variants of the strategies``"""
+    told = [
+        f"{group}: {', '.join(choices[:-1])} or {choices[-1]}" for group, choices in plan["switches"].items()
+    ]
+    return "; ".join([*told, f"{len(plan['variants'])} variants of the strategies"])
 
 
 def _predicted_rate(session: Session, chosen: Strategy) -> float:

@@ -17,7 +17,8 @@ _STRATEGIES = "sequential, static, dynamic, continuous, chunked, mixed, adaptive
 _PRESETS = "orca, vllm-v0, sarathi, vllm-v1, splitfuse, lightllm"
 ONE_STRATEGY_HELP = f"{_STRATEGIES}; or a preset: {_PRESETS}."
 STRATEGY_HELP = f"{_STRATEGIES}, or all of these; or a preset: {_PRESETS}. Repeat for more."
-_PROFILE_HELP = "A TOML file, or a ready-made profile: quickstart, chat-p99, smoke."
+FEATURES_HELP = "Switched on and off by the search: prefix, ngram, draft; all or none of these."
+_PROFILE_HELP = "A TOML file, or a ready-made profile: quickstart, shared, chat-p99, smoke."
 
 ProfileName = Annotated[
     str,

@@ -10,7 +10,7 @@ from tunebatch.cli.errors import CliError
 from tunebatch.cli.traffic import has_own_schedule, needed_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tunebatch.engine.clock import Clock
     from tunebatch.engine.strategies import Strategy
@@ -46,6 +46,27 @@ def check_samples(profile: Profile, num_requests: int | None, trace: str = "") -
             "use a longer trace or a lower percentile"
         )
     raise CliError(problem)
+
+
+def check_draft(profile: Profile, strategies: Iterable[str], features: Iterable[str] = ()) -> None:
+    """Refuses drafting with a model that there is not.
+
+    Args:
+        features: Those that a search adds.
+
+    Raises:
+        CliError: See there.
+    """
+    model = profile.model
+    if model.draft != "auto" or model.name == "bundled":
+        return
+    lacks = f"needs a draft model with the tokenizer of {model.name}: name it with --draft; or"
+    for name in strategies:
+        if "draft" in name.split("+"):
+            raise CliError(f"strategy {name} {lacks} draft without one, with +ngram")
+    if "draft" in features:
+        others = [feature for feature in features if feature != "draft"]
+        raise CliError(f"feature draft {lacks} leave it out, with --features {','.join(others) or 'none'}")
 
 
 @dataclass
@@ -209,7 +230,7 @@ class Session:
         """
         from tunebatch.execute.torch.same_tokens import check_same_tokens
 
-        self._load_draft_for(strategies)
+        self.load_draft_for(strategies)
         same = check_same_tokens(self.executor, list(strategies))
         ties = f", but for {same.num_ties} near ties that rounding decided" if same.num_ties else ""
         return (
@@ -217,18 +238,20 @@ class Session:
             f"{', '.join(same.strategies)}{ties}"
         )
 
-    def _load_draft_for(self, strategies: Sequence[Strategy]) -> None:
+    def load_draft_for(self, strategies: Sequence[Strategy]) -> None:
+        """Loads the draft model where a strategy drafts with one, and none is there yet.
+
+        Raises:
+            CliError: There is no draft model.
+            ModelError: See ``load_draft``.
+        """
         from tunebatch.execute.torch.draft_model import load_draft
 
-        drafting = next((one.name for one in strategies if one.drafter == "draft"), None)
-        if drafting is None or self.executor.drafter is not None:
+        drafting = [one.name for one in strategies if one.drafter == "draft"]
+        if not drafting or self.executor.drafter is not None:
             return
+        check_draft(self.profile, drafting)
         model = self.profile.model
-        if model.draft == "auto" and model.name != "bundled":
-            raise CliError(
-                f"strategy {drafting} needs a draft model with the tokenizer of {model.name}: name it with "
-                "--draft; or draft without one, with +ngram"
-            )
         load_draft(self.executor, "bundled" if model.draft == "auto" else model.draft, backend=model.backend)
 
     def describe(self, workload: Workload) -> list[str]:

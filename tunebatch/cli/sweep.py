@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunebatch.cli import options, sweep_folder
+from tunebatch.cli import sweep_question as question
 from tunebatch.cli.errors import (
     ENVIRONMENT,
     INFEASIBLE,
@@ -19,17 +20,10 @@ from tunebatch.cli.errors import (
     disk_is_full,
 )
 
-_MOST_REQUESTS = 200_000  # of one run: more are not drawn in any time
-
 if TYPE_CHECKING:
-    from tunebatch.cli.session import Session
     from tunebatch.measure.result import RunResult
     from tunebatch.profile import Profile
     from tunebatch.tune.facts import SweepOutcome
-    from tunebatch.workload.spec import WorkloadSpec
-
-# A run of conversations lasts so many times as long as its load takes to build up, and as long again to fade.
-_BUILD_UPS = 4
 
 
 def sweep(
@@ -48,6 +42,9 @@ def sweep(
             help=options.STRATEGY_HELP,
             show_default=False,
         ),
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(metavar="NAMES", help=options.FEATURES_HELP, show_default="the profile's")
     ] = None,
     objective: Annotated[
         str | None, typer.Option(metavar="NAME", help="capacity or throughput.", show_default=False)
@@ -96,6 +93,8 @@ def sweep(
 ) -> int:
     """Search the strategy and knobs that serve the most requests inside the SLO, and say why."""
     from tunebatch.cli import output
+    from tunebatch.cli.feature_choice import without_idle_features
+    from tunebatch.cli.session import check_draft
     from tunebatch.profile import load_profile
 
     if baseline not in (None, "random"):
@@ -112,7 +111,13 @@ def sweep(
         slo=slo,
         requests=requests,
         seed=seed,
-        search={"strategies": strategy or None, "objective": objective, "trials": trials, "time": time},
+        search={
+            "strategies": strategy or None,
+            "features": features,
+            "objective": objective,
+            "trials": trials,
+            "time": time,
+        },
     )
     call: dict[str, Any] = {
         "profile": profile,
@@ -127,9 +132,10 @@ def sweep(
     asked = load_profile(call["profile"], call["flags"], call["environment"])
     if Path(asked.model.name).is_dir():
         call["flags"]["model"]["name"] = asked.model.name
+    check_draft(asked, asked.search.strategies, asked.search.features)
     if asked.search.objective == "capacity" and not len(asked.slo):
         raise CliError("a capacity needs an SLO: give --slo 'p90_ttft<=500ms', or --objective throughput")
-    if _has_slo_of_other_traffic(asked, call):
+    if question.has_slo_of_other_traffic(asked, call):
         asked = dataclasses.replace(asked, slo=type(asked.slo)(()))
         if not (json or quiet):
             output.stderr().print(
@@ -140,8 +146,9 @@ def sweep(
     if dry_run:
         from tunebatch.cli import dry_run as plan
 
-        session = _open(asked, _spec(asked))
-        return plan.dry_run(asked, session, _least_duration_s(session), json)
+        session = question.opened(asked, question.checked_spec(asked))
+        asked, left_out = without_idle_features(asked, session.workload())
+        return plan.dry_run(asked, session, question.least_duration_s(session), left_out, json)
     folder = resume or output.results_folder("sweep", out)
     if resume is None and sweep_folder.begun(folder):
         raise CliError(
@@ -160,14 +167,17 @@ def sweep(
 
 
 def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet: bool) -> int:
-    from tunebatch.cli import output, sweep_report
-    from tunebatch.engine.strategies import strategy as make_strategy
+    from tunebatch.cli import output
+    from tunebatch.cli.feature_choice import left_out_lines, without_idle_features
+    from tunebatch.cli.sweep_json import outcome_json
+    from tunebatch.cli.sweep_progress import Watcher
+    from tunebatch.cli.sweep_report import print_outcome
     from tunebatch.measure.result import ResultError, write_result
     from tunebatch.report.progress import Progress
+    from tunebatch.tune.space import Space
     from tunebatch.tune.study import run_sweep
 
-    search = asked.search
-    spec = _spec(asked)
+    spec = question.checked_spec(asked)
     # Not to be able to write the answer is no reason not to show it.
     unwritten: list[Exception] = []
 
@@ -179,16 +189,22 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
 
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
-        session = _open(asked, spec)
-        for line in [*session.describe(session.workload()), *options.preset_notes(search.strategies)]:
+        session = question.opened(asked, spec)
+        asked, left_out = without_idle_features(asked, session.workload())
+        search = asked.search
+        notes = [*options.preset_notes(search.strategies), *left_out_lines(left_out)]
+        for line in [*session.describe(session.workload()), *notes]:
             progress.note(line)
-        least_s = _least_duration_s(session)
-        start_rate = _start_rate(asked, call, spec, least_s)
-        progress.note(session.check_tokens([make_strategy(name) for name in search.strategies]))
+        least_s = question.least_duration_s(session)
+        start_rate = question.start_rate(asked, call, spec, least_s)
+        space = Space(search.strategies, features=search.features)
+        served = [space.default(name) for base in space.names for name in space.variants(base)]
+        progress.note(session.check_tokens(served))
         output.make_folder(folder)
         outcome = run_sweep(
             session.measure,
             strategies=search.strategies,
+            features=search.features,
             directory=folder,
             objective=search.objective,
             start_rate=start_rate,
@@ -199,14 +215,14 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             baseline_random=call["baseline"] == "random",
             confirm_top=search.confirm,
             max_slots=asked.device.max_slots,
-            identity=_identity(session),
+            identity=question.identity(session),
             on_begin=lambda: sweep_folder.keep_call(folder, call),
-            on_event=sweep_report.Watcher(progress, asked),
+            on_event=Watcher(progress, asked),
             write_winner=keep,
         )
     if not outcome.trials:
         raise _nothing_measured(outcome, folder, search.time)
-    data = sweep_report.outcome_json(outcome, asked)
+    data = outcome_json(outcome, asked, left_out)
     try:
         output.write_json(folder / "sweep.json", data)
     except OSError as error:
@@ -214,7 +230,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     if json:
         output.print_json(data)
     else:
-        sweep_report.print_outcome(outcome, asked, output.stdout(), quiet, output.ascii_only())
+        print_outcome(outcome, asked, output.stdout(), quiet, output.ascii_only())
         if not quiet:
             output.print_notes(session.workload().notes)
     if unwritten:
@@ -224,95 +240,6 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     if outcome.interrupted:
         return INTERRUPTED
     return OK if outcome.winner is not None else INFEASIBLE
-
-
-def _start_rate(asked: Profile, call: dict[str, Any], spec: WorkloadSpec, least_s: float) -> float | None:
-    """Where the search begins, if the user said so.
-
-    Raises:
-        CliError: A run at it would take more requests than can be drawn.
-    """
-    rate: float | None = call["start_rate"] or asked.workload.rate_per_s
-    drawn = asked.search.objective == "capacity" and spec.trace_file is None
-    if rate is not None and drawn and rate * least_s > _MOST_REQUESTS:
-        said = "--start-rate" if call["start_rate"] else "[workload] rate_per_s ="
-        raise CliError(
-            f"{said} {rate:g}: requests have to arrive for {least_s:.3g} s, which would be "
-            f"{rate * least_s:.2g} of them; the highest rate to begin at is {_MOST_REQUESTS / least_s:.3g}"
-        )
-    return rate
-
-
-def _identity(session: Session) -> dict[str, Any]:
-    """What a number of the sweep depends on, so that none is compared with one of another kind."""
-    from tunebatch.measure.environment import environment
-
-    asked, model, machine = session.profile, session.executor.model_info, environment()
-    return {
-        "slo": asked.slo.texts(),
-        "model": asked.model.name,
-        "draft": asked.model.draft,
-        **{name: model.get(name) for name in ("dtype", "device", "attention_backend", "forward")},
-        "block_size": asked.device.block_size,
-        # What is found by itself differs a little from session to session.
-        "num_blocks": asked.device.num_blocks,
-        "max_slots": asked.device.max_slots,
-        **{name: machine[name] for name in ("torch", "cpu", "gpu")},
-        "workload": session.workload().fingerprint(),
-    }
-
-
-def _least_duration_s(session: Session) -> float:
-    """How long requests have to arrive in every run of the search."""
-    from statistics import mean
-
-    from tunebatch.tune.sustained import least_duration_s
-
-    workload = session.workload()
-    tokens = mean(request.max_tokens for request in workload.requests)
-    return max(least_duration_s(session.profile.slo, tokens), _BUILD_UPS * workload.build_up_s)
-
-
-def _has_slo_of_other_traffic(asked: Profile, call: dict[str, Any]) -> bool:
-    """The limits are a profile's, for traffic in whose place flags put one without arrivals: all but the
-    first requests of that would wait too long by them."""
-    from tunebatch.cli.traffic import workload_spec
-
-    flags = call["flags"]
-    workload = flags.get("workload", {})
-    if workload.get("name") is None and workload.get("trace_file") is None:
-        return False
-    if flags.get("slo") or any(name.startswith("TUNEBATCH_SLO_") for name in call["environment"]):
-        return False
-    if asked.search.objective != "throughput" or not len(asked.slo):
-        return False
-    spec = workload_spec(asked)
-    paced = spec.rate_per_s is not None or spec.burst_gap_s is not None
-    return spec.arrivals == "closed" or (spec.arrivals == "burst" and not paced)
-
-
-def _spec(asked: Profile) -> WorkloadSpec:
-    """The traffic, once it is known to have requests enough for the SLO."""
-    from tunebatch.cli.session import check_samples
-    from tunebatch.cli.traffic import checked_spec
-
-    spec = checked_spec(asked)
-    check_samples(asked, spec.num_requests)
-    return spec
-
-
-def _open(asked: Profile, spec: WorkloadSpec) -> Session:
-    """The model with its traffic, once that is known to be fit for the search."""
-    from tunebatch.cli.session import Session, check_samples
-
-    session = Session.open(asked, spec)
-    workload = session.workload()
-    if asked.search.objective == "capacity" and workload.unit_arrivals_s is None:
-        raise CliError(
-            f"workload {workload.name} has no arrivals to scale, so no capacity: use --objective throughput"
-        )
-    check_samples(asked, len(workload.requests), workload.name)
-    return session
 
 
 def _nothing_measured(outcome: SweepOutcome, folder: Path, time_s: float) -> CliError:

@@ -14,6 +14,7 @@ _FILE = "command.json"
 _TRACE_FILE = "TUNEBATCH_WORKLOAD_TRACE_FILE"
 _FLAGS = {
     ("model", "name"): "--model",
+    ("model", "draft"): "--draft",
     ("model", "device"): "--device",
     ("workload", "name"): "--workload",
     ("workload", "trace_file"): "--trace-file",

@@ -1,16 +1,16 @@
-"""What a sweep says while it runs and at its end."""
+"""What a sweep says at its end."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tunebatch.cli.sweep_margin import is_recorded, margin_lines, margin_rate, unsure
+from tunebatch.cli.sweep_features import feature_lines
+from tunebatch.cli.sweep_margin import is_recorded, margin_lines, unsure
+from tunebatch.cli.sweep_words import found_text, missed_text, short_text, unit_of
 from tunebatch.engine.knobs import MAX_BATCH_SIZE
-from tunebatch.measure.limits import format_duration
-from tunebatch.measure.result import to_json_dict
 from tunebatch.measure.telemetry.cautions import NOISY_SHARE
 from tunebatch.report.device import caution_lines
-from tunebatch.report.rows import Row, clock_time, duration, knobs_text, number, short_knobs
+from tunebatch.report.rows import Row, clock_time, knobs_text, number
 from tunebatch.report.screen import print_rows
 from tunebatch.report.sentence import Gain, winner_line
 from tunebatch.report.why import hung_up_text, reason
@@ -19,94 +19,12 @@ from tunebatch.tune.space import Space
 from tunebatch.tune.trial import HUNG_UP
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from tunebatch.profile import Profile
-    from tunebatch.report.progress import Progress
-    from tunebatch.tune.facts import Miss, SweepEvent, SweepOutcome, TrialFacts
-
-SCHEMA = "tunebatch.sweep.v1"
-_PHASES = {
-    "start": "saturate",
-    "search": "search",
-    "random": "random",
-    "confirm": "confirm",
-}
-
-
-class Watcher:
-    """Turns the sweep's events into progress: a line per finished trial, and on a terminal what goes on."""
-
-    def __init__(self, progress: Progress, asked: Profile) -> None:
-        self._progress = progress
-        self._asked = asked
-        self._unit = _unit(asked)
-        self._phase = ""
-
-    def __call__(self, event: SweepEvent) -> None:
-        if event.phase != self._phase:
-            self._phase = event.phase
-            if not self._progress.live:
-                self._progress.note(f"{_PHASES[event.phase]}{self._left(event)}")
-        if event.error is not None:
-            self._progress.note(f"{_trial(event)}failed: {event.error}")
-        elif event.done is not None:
-            self._progress.note(f"{_trial(event)}{_found(event.done, self._asked)}")
-        elif self._progress.live:
-            self._progress.status(*self._lines(event))
-
-    def _lines(self, event: SweepEvent) -> list[str]:
-        of = "" if event.total is None else f" of {event.total}"
-        best = "none yet"
-        if event.best is not None:
-            best = f"{number(mean_capacity(event.best))} {self._unit}  {_short(event.best)}"
-        return [
-            f"{_PHASES[event.phase]:<8} {event.trial}{of}{self._left(event)}",
-            f"now      {event.chosen.name}  {short_knobs(event.chosen.shown_knobs)}",
-            f"best     {best}",
-        ]
-
-    def _left(self, event: SweepEvent) -> str:
-        left = "" if event.left_s is None else f", about {clock_time(event.left_s)} left"
-        return f"  {clock_time(event.elapsed_s)}{left}"
-
-
-def _trial(event: SweepEvent) -> str:
-    number_ = "" if event.phase == "confirm" else f"{event.trial:>3}"
-    return f"{number_:<3}  {event.chosen.name:<11} {short_knobs(event.chosen.shown_knobs):<34} "
-
-
-def _short(trial: TrialFacts) -> str:
-    return f"{trial.strategy}  {short_knobs(trial.chosen.shown_knobs)}".rstrip()
-
-
-def _found(trial: TrialFacts, asked: Profile) -> str:
-    unit = _unit(asked)
-    if trial.oom:
-        return f"out of {trial.binding}"
-    if trial.confirmed:
-        again = "repeated on the same trace" if is_recorded(asked) else "on fresh seed"
-        return f"{number(trial.confirmed[-1])} {unit} {again} {len(trial.confirmed)}"
-    if not trial.met:
-        return _missed(trial.missed)
-    if trial.coarse:
-        return f"{number(trial.capacity)} {unit} or a little more"
-    return f"{number(trial.capacity)} {unit}"
-
-
-def _missed(miss: Miss | None) -> str:
-    """``p90_ttft over 500ms at 24.1 req/s``, or with the value where the run went to its end."""
-    if miss is None:
-        return "misses the SLO"
-    at = "" if miss.rate_per_s is None else f" at {number(miss.rate_per_s)} req/s"
-    if miss.hung_up and miss.limit_s is not None:
-        at += f", where {miss.hung_up} client{'s' if miss.hung_up != 1 else ''} hung up"
-    if miss.limit_s is None:
-        return f"{miss.limit}{at}"
-    limit = format_duration(miss.limit_s)
-    if miss.observed_s is None or miss.observed_s <= miss.limit_s:
-        return f"{miss.limit} over {limit}{at}"
-    return f"{miss.limit} {duration(miss.observed_s)} of {limit}{at}"
+    from tunebatch.tune.facts import Miss, SweepOutcome, TrialFacts
 
 
 def outcome_rows(outcome: SweepOutcome, asked: Profile) -> list[Row]:
@@ -117,12 +35,18 @@ def outcome_rows(outcome: SweepOutcome, asked: Profile) -> list[Row]:
             best.result,
             _rate(best.facts, asked),
             best.facts.origin != "default",
-            beyond=_missed(best.missed) if best.missed is not None else "",
+            beyond=missed_text(best.missed) if best.missed is not None else "",
             unconfirmed=confirmed and not best.facts.confirmed and best.facts.capacity > 0.0,
         )
         for best in outcome.best
         if best.result is not None
     ]
+
+
+def winner_row(outcome: SweepOutcome, rows: Sequence[Row]) -> Row | None:
+    """The winner's among the rows."""
+    won = outcome.winner.strategy if outcome.winner is not None else None
+    return next((row for row in rows if row.strategy == won), None)
 
 
 def unbounded(facts: TrialFacts, missed: Miss | None, asked: Profile) -> bool:
@@ -185,7 +109,8 @@ def _unmeasured(outcome: SweepOutcome, asked: Profile) -> list[str]:
     """Strategies without a finished trial, which nothing else on the screen would name."""
     if outcome.interrupted:  # the answer says that it is not the whole one
         return []
-    measured = {best.facts.strategy for best in outcome.best}
+    base_of = Space(asked.search.strategies, features=asked.search.features).base_of
+    measured = {base_of(best.facts.strategy) for best in outcome.best}
     spent = sum(trial.origin != "random" for trial in outcome.trials) >= asked.search.trials
     ended, more = ("the trials were used up", "--trials") if spent else ("the time was up", "--time")
     return [
@@ -204,19 +129,15 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
     shown = [row.facts.config for row in outcome.best if row.result is not None]
     if best.config not in shown:
         named = ", ".join(filter(None, [best.strategy, knobs_text(best.chosen.shown_knobs)]))
-        return f"{named}: {number(mean_capacity(best))} {_unit(asked)}"
+        return f"{named}: {number(mean_capacity(best))} {unit_of(asked)}"
     default_won = outcome.best_default is not None and outcome.best_default.config == best.config
     gain = None
     if outcome.gain is not None and not default_won and not unbounded(best, outcome.binding, asked):
         gain = Gain(outcome.gain, *(outcome.gain_interval or (None, None)))
     line = winner_line(
-        rows[shown.index(best.config)], rows, gain, inside_slo=len(asked.slo) > 0, unit=_unit(asked)
+        rows[shown.index(best.config)], rows, gain, inside_slo=len(asked.slo) > 0, unit=unit_of(asked)
     )
     return line + ("; tuning did not help: these are the default knobs" if default_won else "")
-
-
-def _unit(asked: Profile) -> str:
-    return "req/s" if asked.search.objective == "capacity" else "tok/s"
 
 
 def print_outcome(
@@ -229,12 +150,11 @@ def print_outcome(
     rows = outcome_rows(outcome, asked)
     name = "capacity req/s" if asked.search.objective == "capacity" else "max tok/s"
     if rows:
-        won = outcome.winner.strategy if outcome.winner is not None else None
         print_rows(
             console,
             rows,
             headline=line,
-            winner=next((row for row in rows if row.strategy == won), None),
+            winner=winner_row(outcome, rows),
             rate_name=name,
             ascii_only=ascii_only,
             quiet=quiet,
@@ -243,7 +163,7 @@ def print_outcome(
         console.print(line)
     for best in outcome.best:
         if best.result is None:
-            console.print(f"{best.facts.strategy}: {_found(best.facts, asked)}")
+            console.print(f"{best.facts.strategy}: {found_text(best.facts, asked)}")
     if not quiet:
         console.print()
         for told in (*conclusions(outcome, asked), *_effort(outcome, asked)):
@@ -260,11 +180,12 @@ def conclusions(outcome: SweepOutcome, asked: Profile) -> list[str]:
         why = f": {reason(miss.limit)}" if reason(miss.limit) else ""
         because = "because" if miss.limit == HUNG_UP else "because of"
         who = f"{winner.strategy} takes no more {because}" if winner is not None else "nothing passes:"
-        told.append(f"{who} {_missed(miss)}{why}")
+        told.append(f"{who} {missed_text(miss)}{why}")
     told += margin_lines(outcome, asked)
+    told += feature_lines(outcome, asked)
     best = outcome.best_random
     if best is not None:
-        found = f"random search found {number(mean_capacity(best))} {_unit(asked)} with {_short(best)}"
+        found = f"random search found {number(mean_capacity(best))} {unit_of(asked)} with {short_text(best)}"
         if outcome.random_gain is not None:
             found += f"; the winner has {number(outcome.random_gain)}x that"
         told.append(found)
@@ -280,40 +201,3 @@ def _effort(outcome: SweepOutcome, asked: Profile) -> list[str]:
     on = f", the winner {how}" if repeats else ""
     slo = f" inside {', '.join(asked.slo.texts())}" if len(asked.slo) else ""
     return [f"{len(outcome.trials)} configurations{slo} in {clock_time(outcome.elapsed_s)}{on}"]
-
-
-def outcome_json(outcome: SweepOutcome, asked: Profile) -> dict[str, Any]:
-    """Everything, in plain JSON types."""
-
-    def trial(facts: TrialFacts | None) -> dict[str, Any] | None:
-        return None if facts is None else facts.to_json()
-
-    miss = outcome.binding
-    return {
-        "schema": SCHEMA,
-        "headline": headline(outcome, asked),
-        "objective": asked.search.objective,
-        "slo": asked.slo.texts(),
-        "winner": trial(outcome.winner),
-        "best_default": trial(outcome.best_default),
-        "best_random": trial(outcome.best_random),
-        "gain": outcome.gain,
-        "gain_interval": list(outcome.gain_interval) if outcome.gain_interval else None,
-        "random_gain": outcome.random_gain,
-        "margin_rate_per_s": margin_rate(outcome, asked),
-        "binding": None if miss is None else miss.limit,
-        "why": conclusions(outcome, asked),
-        "caveats": caveats(outcome, asked),
-        "interrupted": outcome.interrupted,
-        "elapsed_s": outcome.elapsed_s,
-        "foreign_cpu_share": outcome.foreign_cpu_share,
-        "best": [
-            {
-                "facts": trial(row.facts),
-                "confirmed": bool(row.facts.confirmed),
-                "result": None if row.result is None else to_json_dict(row.result),
-            }
-            for row in outcome.best
-        ],
-        "trials": [facts.to_json() for facts in outcome.trials],
-    }

@@ -211,6 +211,23 @@ def named(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def features_named(words: Iterable[str]) -> list[str]:
+    """The features that words stand for, in the order of their table: ``all`` is every one, ``none`` is none.
+
+    Raises:
+        StrategyError: An unknown feature, or ``none`` beside others.
+    """
+    wanted = [ALIASES.get(word, word) for word in words]
+    if "none" in wanted:
+        if len(wanted) > 1:
+            raise StrategyError("'none' stands alone; leave it out to search the other features")
+        return []
+    for word in wanted:
+        if word not in FEATURES and word != "all":
+            raise StrategyError(f"unknown feature {word!r}{_nearest(word, FEATURES)}")
+    return [feature for feature in FEATURES if feature in wanted or "all" in wanted]
+
+
 def knobs_of(name: str) -> tuple[Knob, ...]:
     """The knobs of a strategy by its canonical name: the policy's, then its features'."""
     policy, *features = name.split("+")

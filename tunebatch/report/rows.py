@@ -67,6 +67,8 @@ def short_knobs(knobs: Mapping[str, object]) -> str:
             words.append(f"chunk {value}")
         elif name == "max_partial_prefills":
             words.append(f"partial {value}")
+        elif name == "num_drafts":
+            words.append(f"drafts {value}")
         elif name == "max_delay_s" and isinstance(value, int | float):
             words.append(f"wait {short_duration(value)}")
         elif name == SORT_BY_LENGTH.name:
@@ -88,8 +90,11 @@ def ratio_to(row: Row, base: Row | None) -> float | None:
 
 
 def baseline(rows: Iterable[Row]) -> Row | None:
-    """The row that the others are multiples of: the best one of static batching."""
+    """The row that the others are multiples of: the best one of static batching, with features if it has none
+    without."""
+    rows = list(rows)
     of_baseline = [row for row in rows if row.strategy == BASELINE]
+    of_baseline = of_baseline or [row for row in rows if row.strategy.partition("+")[0] == BASELINE]
     return max(of_baseline, key=lambda row: row.rate_per_s or 0.0) if of_baseline else None
 
 

@@ -61,7 +61,11 @@ def _knobs(rows: Sequence[Row]) -> Table:
 def _numbers(
     rows: Sequence[Row], rate_name: str, marked: bool, offered: bool, *, knobs: bool, space: str
 ) -> Table:
-    """``space``: what stands between the words of a header."""
+    """Multiples of static batching only where it has a row.
+
+    Args:
+        space: What stands between the words of a header.
+    """
     slo, base = slo_of(rows), baseline(rows)
     statistics = {metric: shown_statistic(slo, metric) for metric in _LATENCIES}
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -73,7 +77,9 @@ def _numbers(
     cached = ("hit",) if any(hit is not None for hit in hits) else ()
     rates = ("offered req/s",) if offered else ()
     device = device_columns(rows)
-    for name in (*rates, rate_name, "x static", *names, "tok/s", "batch", "bubble", "KV", *cached, *device):
+    multiples = ("x static",) if base is not None else ()
+    of_run = (*names, "tok/s", "batch", "bubble", "KV", *cached)
+    for name in (*rates, rate_name, *multiples, *of_run, *device):
         table.add_column(name.replace(" ", space), justify="right")
     for index, row in enumerate(rows):
         metrics = row.result.metrics
@@ -84,7 +90,7 @@ def _numbers(
             *([short_knobs(row.result.knobs) or "-"] if knobs else []),
             *(number(row.result.workload.get("rate_per_s")) for _ in rates),
             _rate(row),
-            "-" if ratio is None else f"{ratio:.2f}x",
+            *("-" if ratio is None else f"{ratio:.2f}x" for _ in multiples),
             *told,
             number(metrics.output_throughput),
             number(metrics.mean_batch),

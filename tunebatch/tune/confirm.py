@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tunebatch.measure.percentiles import combine_repeats
 from tunebatch.measure.result import RunResult
@@ -87,11 +87,16 @@ def affordable(top: int, others: int, repeats: int, took_s: float, left_s: float
     return max(min(LEAST_FINALISTS, top), min(top, int(measured / repeats)))
 
 
-def best_of_each(facts: Sequence[TrialFacts]) -> list[TrialFacts]:
-    """The best trial of each strategy, the best strategy first; without a capacity, the most promising."""
+def best_of_each(facts: Sequence[TrialFacts], base_of: Callable[[str], str]) -> list[TrialFacts]:
+    """The best trial of each strategy that was asked for, the best strategy first; without a capacity, the
+    most promising.
+
+    Args:
+        base_of: See ``Space.base_of``.
+    """
     first: dict[str, TrialFacts] = {}
     for trial in sorted(facts, key=lambda trial: (-trial.capacity, trial.oom, -trial.objective)):
-        first.setdefault(trial.strategy, trial)
+        first.setdefault(base_of(trial.strategy), trial)
     return list(first.values())
 
 

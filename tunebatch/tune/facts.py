@@ -131,8 +131,34 @@ class TrialFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureGain:
+    """What a feature that was searched is worth: the same settings with it and without.
+
+    Attributes:
+        kept: The winner has it.
+        with_it: Confirmed on as many fresh seeds as ``without``, the same ones; maybe on none.
+        without: With no feature of its group.
+        ratio: Capacity with it over capacity without it, on those fresh seeds, or in the search if there are
+            none; 0 where nothing keeps the SLO with it, None where nothing does without it.
+        interval: 90 % interval of ``ratio``; None with fewer than two seeds.
+    """
+
+    feature: str
+    kept: bool
+    with_it: TrialFacts
+    without: TrialFacts
+    ratio: float | None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def confirmed(self) -> bool:
+        """On fresh seeds."""
+        return bool(self.without.confirmed)
+
+
+@dataclass(frozen=True, slots=True)
 class TableRow:
-    """The best configuration of one strategy.
+    """The best configuration of one strategy that was asked for, with the features that the search gave it.
 
     Attributes:
         result: The run at its capacity, from the confirmation if there was one; at another rate if it met
@@ -181,7 +207,7 @@ class SweepOutcome:
 
     Attributes:
         trials: All that were measured, earlier sessions included; repeats of a configuration left out.
-        best: The best of each strategy, best first; random trials left out.
+        best: The best of each strategy that was asked for, best first; random trials left out.
         winner: Highest confirmed capacity; unconfirmed when interrupted; None when nothing is feasible.
         gain: Winner over best default, as a ratio of confirmed capacities.
         gain_interval: 90 % interval of ``gain`` from the repeats; None with fewer than two, or when the
@@ -192,6 +218,8 @@ class SweepOutcome:
         elapsed_s: Of this session.
         foreign_cpu_share: The largest share of the processor that other programs took during a run of
             this session; None when it could not be told.
+        features: What each feature is worth that was searched for the winner's strategy, as far as it was
+            measured both with it and without.
     """
 
     trials: list[TrialFacts]
@@ -206,3 +234,4 @@ class SweepOutcome:
     interrupted: bool
     elapsed_s: float
     foreign_cpu_share: float | None
+    features: list[FeatureGain] = field(default_factory=list)

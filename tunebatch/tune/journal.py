@@ -129,6 +129,16 @@ class StudyLog:
     def num_done(self) -> int:
         return len(self.facts)
 
+    @property
+    def is_waiting(self) -> bool:
+        """There are queued trials."""
+        waiting = self.study.get_trials(deepcopy=False, states=(self._states.WAITING,))
+        return len(waiting) > 0
+
+    def was_queued(self, key: str) -> bool:
+        """``enqueue_once`` queued it, in this or an earlier session."""
+        return key in self._keys
+
     def enqueue(self, params: dict[str, Any], origin: str, key: str = "") -> None:
         self.study.enqueue_trial(params, user_attrs={"origin": origin, "key": key})
 

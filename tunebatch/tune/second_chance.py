@@ -40,15 +40,15 @@ def queue_second_chances(log: StudyLog, space: Space) -> None:
     What it queues counts as found by searching, not as a default. Every trial of a random baseline counts as
     random, those with default knobs too, so nothing is due there.
     """
-    for chosen in _due(log.facts):
+    for chosen in _due(log.facts, space):
         batch = dict(chosen.knobs)[MAX_BATCH_SIZE.name]
         log.enqueue_once(space.to_params(chosen), "search", f"smaller-{chosen.name}-{batch}")
 
 
-def _due(facts: Sequence[TrialFacts]) -> list[Strategy]:
+def _due(facts: Sequence[TrialFacts], space: Space) -> list[Strategy]:
     """For each strategy that has met the SLO nowhere the next smaller batch that was not measured."""
     measured = {trial.config for trial in facts}
-    met = {trial.strategy for trial in facts if trial.met}
+    met = {space.base_of(trial.strategy) for trial in facts if trial.met}
     due = []
     for default in facts:
         if default.origin != "default" or default.strategy in met:

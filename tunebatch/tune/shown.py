@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunebatch.measure.result import RunResult
@@ -24,30 +25,40 @@ class Shown:
     Args:
         offered_rate: Where a throughput was judged; None: in the saturated run.
         seed: Of the search.
+        base_of: The strategy that one is a variant of, see ``Space.base_of``.
     """
 
-    def __init__(self, runs: Runs, objective: Objective, offered_rate: float | None, seed: int) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        objective: Objective,
+        offered_rate: float | None,
+        seed: int,
+        base_of: Callable[[str], str],
+    ) -> None:
         self._runs = runs
         self._objective = objective
         self._offered_rate = offered_rate
         self._seed = seed
+        self._base_of = base_of
         self._best: dict[str, _Best] = {}
 
     def keep(self, trial: TrialFacts, result: RunResult) -> None:
         """Remembers the run at the trial's capacity, if that is the strategy's best."""
-        best = self._best.get(trial.strategy)
+        base = self._base_of(trial.strategy)
+        best = self._best.get(base)
         if best is None or trial.capacity > best.capacity:
-            self._best[trial.strategy] = _Best(trial.config, trial.capacity, result)
+            self._best[base] = _Best(trial.config, trial.capacity, result)
 
     def measure(self, trial: TrialFacts) -> None:
         """One whole run of a configuration that was never sustained, to show what it does."""
         if self._objective == "capacity" and trial.rates:
             result = self._runs(trial.chosen, trial.rates[0][0], self._seed)
-            self._best[trial.strategy] = _Best(trial.config, 0.0, result)
+            self._best[self._base_of(trial.strategy)] = _Best(trial.config, 0.0, result)
 
     def of(self, trial: TrialFacts) -> RunResult | None:
         """The trial's run in the search; None when it has none, being out of memory."""
-        best = self._best.get(trial.strategy)
+        best = self._best.get(self._base_of(trial.strategy))
         if best is not None and best.config == trial.config:
             return best.result
         chosen, seed = trial.chosen, self._seed

@@ -16,7 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 from tunebatch.engine.knobs import MAX_BATCH_SIZE, MIN_BATCH_SIZE, Knob
 from tunebatch.engine.presets import PRESETS
-from tunebatch.engine.strategies import Strategy, canonical, kind_of, knobs_of, strategy
+from tunebatch.engine.strategies import (
+    Strategy,
+    canonical,
+    features_named,
+    kind_of,
+    knobs_of,
+    strategy,
+)
+from tunebatch.tune.variants import (
+    NONE,
+    Groups,
+    bases_of,
+    free_groups,
+    member_of,
+    neighbours,
+    searched_groups,
+    with_members,
+)
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -31,10 +48,14 @@ _AUTO_WIDTH = 1.0  # octaves under a knob's range that stand for finding the val
 
 
 class Space:
-    """The parameters of a search: ``strategy``, and ``log2_<knob>`` for each knob of any strategy.
+    """The parameters of a search: ``strategy``, the feature of each group that is searched, or ``none``, and
+    ``log2_<knob>`` for each knob of any strategy.
 
     Strategies that have a knob of the same name share its parameter, which covers both ranges. A preset
-    is what it is with its own knobs, and only those of features added to it are searched.
+    is what it is with its own knobs, and only those of features that it is named with are searched.
+
+    Attributes:
+        features: Those that are added to any strategy that is named with none of their group.
 
     Args:
         max_slots: Batch slots of the executor, which are the most that a batch limit can mean; None: as
@@ -42,16 +63,26 @@ class Space:
         offline: All requests come at once, so that knobs that matter only there are searched too.
 
     Raises:
-        StrategyError: An unknown strategy.
+        StrategyError: An unknown strategy or feature.
         ValueError: No strategy at all.
     """
 
-    def __init__(self, names: Sequence[str], max_slots: int | None = None, *, offline: bool = False) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        max_slots: int | None = None,
+        *,
+        offline: bool = False,
+        features: Sequence[str] = (),
+    ) -> None:
+        self.features = tuple(features_named(features))
+        self._groups = searched_groups(self.features)
         self.names = tuple(dict.fromkeys(canonical(name) for name in names))
         if not self.names:
             raise ValueError("a search needs at least one strategy")
         self._max_slots = max_slots
-        self._knobs = {name: _knobs_of(name, max_slots, offline) for name in self.names}
+        self._bases = bases_of(self.names, self._groups)
+        self._knobs = {name: _knobs_of(name, max_slots, offline) for name in self._bases}
         self._ranges: dict[str, tuple[float, float]] = {}
         for knobs in self._knobs.values():
             for knob in knobs:
@@ -64,6 +95,8 @@ class Space:
         from optuna.distributions import CategoricalDistribution, FloatDistribution
 
         found: dict[str, BaseDistribution] = {"strategy": CategoricalDistribution(self.names)}
+        for group, members in self._groups.items():
+            found[group] = CategoricalDistribution((NONE, *members))
         for name, (low, high) in self._ranges.items():
             found[_PREFIX + name] = FloatDistribution(low, high)
         return found
@@ -72,13 +105,45 @@ class Space:
         """The knobs of a strategy with the ranges that are searched."""
         return self._knobs[name]
 
+    @property
+    def variants_of_all(self) -> tuple[str, ...]:
+        """Every strategy with every choice of features that can be searched."""
+        return tuple(self._bases)
+
+    def base_of(self, name: str) -> str:
+        """The strategy that was asked for, of which this is a variant."""
+        return self._bases[name]
+
+    @property
+    def groups(self) -> Groups:
+        """The groups of features that are searched."""
+        return self._groups
+
+    def groups_of(self, base: str) -> Groups:
+        """The groups of features that are searched for a strategy that was asked for."""
+        return free_groups(base, self._groups)
+
+    def neighbours(self, chosen: Strategy) -> list[Strategy]:
+        """All that differ from it in one searched feature."""
+        return neighbours(chosen, self.base_of(chosen.name), self._groups)
+
+    def variants(self, base: str) -> list[str]:
+        """A few variants of a strategy, itself the first, in which each of its features occurs."""
+        groups = self.groups_of(base)
+        most = max(map(len, groups.values()), default=0)
+        fullest = (
+            [members[min(turn, len(members) - 1)] for members in groups.values()] for turn in range(most)
+        )
+        return [base, *(with_members(base, added) for added in fullest)]
+
     def to_strategy(self, params: Mapping[str, Any]) -> Strategy:
         """The strategy that parameters stand for: whole numbers rounded, knobs within their own range.
 
         Raises:
             StrategyError: The parameters are not of this space.
         """
-        name = str(params["strategy"])
+        base = str(params["strategy"])
+        name = with_members(base, [str(params[group]) for group in self.groups_of(base)])
         knobs = {
             knob.name: _decode(knob, float(params[_PREFIX + knob.name])) for knob in self._knobs.get(name, ())
         }
@@ -86,7 +151,11 @@ class Space:
 
     def to_params(self, chosen: Strategy) -> Params:
         """What ``to_strategy`` makes the strategy of; knobs that it lacks stand in the middle."""
-        params: Params = {"strategy": chosen.name}
+        base = self.base_of(chosen.name)
+        params: Params = {"strategy": base}
+        free = self.groups_of(base)
+        for group in self._groups:
+            params[group] = member_of(chosen, group) if group in free else NONE
         own, values = {knob.name: knob for knob in self._knobs[chosen.name]}, dict(chosen.knobs)
         for name, (low, high) in self._ranges.items():
             value = _encode(own[name], values[name]) if name in own else (low + high) / 2.0
@@ -98,12 +167,14 @@ class Space:
         return within_slots(strategy(name), self._max_slots)
 
     def defaults(self) -> list[Params]:
-        """The default of each strategy."""
+        """The default of each strategy, without features that are searched."""
         return [self.to_params(self.default(name)) for name in self.names]
 
     def draw(self, rng: random.Random) -> Params:
         """Parameters at random, uniform on the log scale."""
         params: Params = {"strategy": rng.choice(self.names)}
+        for group, members in self._groups.items():
+            params[group] = rng.choice((NONE, *members))
         for knob, (low, high) in self._ranges.items():
             params[_PREFIX + knob] = rng.uniform(low, high)
         return params

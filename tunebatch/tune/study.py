@@ -11,7 +11,9 @@ from typing import Any
 from tunebatch.measure.result import RunResult
 from tunebatch.tune.confirm import affordable, best_of_each, finalists, gain_over, mean_capacity
 from tunebatch.tune.facts import MeasureFn, Objective, SweepEvent, SweepOutcome, TableRow, TrialFacts
-from tunebatch.tune.sweep import Settings, Sweep
+from tunebatch.tune.feature_gain import feature_gains
+from tunebatch.tune.gauge import Settings
+from tunebatch.tune.sweep import Sweep
 from tunebatch.tune.trial import miss_of
 
 __all__ = ["run_sweep"]
@@ -25,6 +27,7 @@ def run_sweep(
     measure: MeasureFn,
     *,
     strategies: Sequence[str],
+    features: Sequence[str] = (),
     directory: Path,
     objective: Objective = "capacity",
     start_rate: float | None = None,
@@ -45,12 +48,13 @@ def run_sweep(
     """Searches the configuration that serves the most.
 
     Defaults of every strategy are measured first, then smaller batches where a default met the SLO at no
-    rate, then suggestions while the budget lasts, then the best are confirmed on fresh seeds. The directory
-    holds everything that was measured: called again with it, the search goes on and measures nothing twice.
-    Ctrl-C ends it and returns what there is.
+    rate, then single features, then suggestions while the budget lasts, then the best are confirmed on fresh
+    seeds. The directory holds everything that was measured: called again with it, the search goes on and
+    measures nothing twice. Ctrl-C ends it and returns what there is.
 
     Args:
         measure: Serves the workload once.
+        features: Searched with every strategy that is named with none of their group.
         start_rate: Where to look for a capacity, requests per second; None estimates it from a short
             saturated run per strategy. For the throughput objective the rate at which the SLO is judged,
             or None.
@@ -70,7 +74,7 @@ def run_sweep(
 
     Raises:
         ValueError: No budget, or an impossible one.
-        StrategyError: An unknown strategy.
+        StrategyError: An unknown strategy or feature.
         SweepMismatchError: The directory holds a sweep with other settings.
         SweepInUseError: Another process is at work in the directory.
         ResultError, OSError: What was measured cannot be written; what was written before is intact.
@@ -97,6 +101,7 @@ def run_sweep(
         began=began,
         end=began + length,
         identity=identity or {},
+        features=tuple(features),
     )
     with only_writer(directory):
         sweep = Sweep(measure, directory, settings, on_event)
@@ -117,15 +122,17 @@ def _confirm(sweep: Sweep, top: int, repeats: int) -> None:
     """The finalists on several fresh seeds; the best of each strategy, and of the baseline, on the first."""
     end = sweep.settings.end
     left = list(sweep.search_facts)
-    rest = [*best_of_each(left), *best_of_each(sweep.random_facts)[:1]]
+    base_of = sweep.space.base_of
+    rest = [*best_of_each(left, base_of), *best_of_each(sweep.random_facts, base_of)[:1]]
     for _ in range(_FALLBACKS):
         chosen = finalists(left, top)
         began = time.monotonic()
         if not sweep.confirm(chosen[:1], 0, end):
             return
         now = time.monotonic()
-        others = sum(trial not in chosen for trial in rest)
-        chosen = finalists(left, affordable(top, others, repeats, now - began, end - now))
+        others = {trial.config for trial in (*rest, *_feature_pairs(sweep))}
+        others -= {trial.config for trial in chosen}
+        chosen = finalists(left, affordable(top, len(others), repeats, now - began, end - now))
         if not sweep.confirm(chosen, 0, end):
             return
         if any(mean_capacity(sweep.with_confirmation(trial)) > 0.0 for trial in chosen):
@@ -136,16 +143,35 @@ def _confirm(sweep: Sweep, top: int, repeats: int) -> None:
     for trial in rest:
         if trial.capacity == 0.0:
             sweep.show(trial)
-    most = repeats if math.isinf(end) or len(chosen) < 2 else max(repeats, _MOST_REPEATS)
-    took = 0.0
-    for repeat in range(1, most):
+    pairs = [trial for trial in _feature_pairs(sweep) if trial not in chosen]
+    if sweep.confirm(pairs, 0, end):
+        _confirm_again(sweep, chosen, pairs, repeats)
+
+
+def _confirm_again(sweep: Sweep, chosen: list[TrialFacts], pairs: list[TrialFacts], repeats: int) -> None:
+    """On further seeds, first who can win, then who tells what a feature is worth."""
+    end, took = sweep.settings.end, 0.0
+    many = len(chosen) + len(pairs) > 1 and not math.isinf(end)
+    for repeat in range(1, max(repeats, _MOST_REPEATS) if many else repeats):
         began = time.monotonic()
         if repeat >= repeats and began + took > end:
             return
-        # The order turns, so that a machine that slows down treats all alike.
-        if not sweep.confirm(chosen if repeat % 2 == 0 else chosen[::-1], repeat, end):
+        if not sweep.confirm([*_turned(chosen, repeat), *_turned(pairs, repeat)], repeat, end):
             return
         took = time.monotonic() - began
+
+
+def _turned(chosen: list[TrialFacts], repeat: int) -> list[TrialFacts]:
+    """In turns from the first and from the last, so that a machine that slows down treats all alike."""
+    return chosen if repeat % 2 == 0 else chosen[::-1]
+
+
+def _feature_pairs(sweep: Sweep) -> list[TrialFacts]:
+    """The trials that tell what features are worth to the winner so far, and serve anything."""
+    winner = _winner([sweep.with_confirmation(trial) for trial in sweep.search_facts])
+    told = feature_gains(winner, sweep.search_facts, sweep.space) if winner is not None else []
+    pairs = {trial.config: trial for gain in told for trial in (gain.with_it, gain.without)}
+    return [trial for trial in pairs.values() if trial.capacity > 0.0]
 
 
 def _outcome(
@@ -153,10 +179,7 @@ def _outcome(
 ) -> SweepOutcome:
     facts = [sweep.with_confirmation(trial) for trial in sweep.search_facts]
     random_facts = [sweep.with_confirmation(trial) for trial in sweep.random_facts]
-    confirmed = [trial for trial in facts if trial.confirmed]
-    # Only what the confirmation covered can win; when interrupted, the best seen.
-    ranked = sorted(facts if interrupted or not confirmed else confirmed, key=_rank)
-    winner = ranked[0] if ranked and mean_capacity(ranked[0]) > 0.0 else None
+    winner = _winner(facts, interrupted)
     # A default that was confirmed is compared before one that was not.
     defaults = [trial for trial in facts if trial.origin == "default"]
     sure = [trial for trial in defaults if trial.confirmed] or defaults
@@ -172,7 +195,7 @@ def _outcome(
         random_gain, _ = gain_over(winner, best_random, 0.0)
     first: dict[str, TrialFacts] = {}
     for trial in sorted(facts, key=_row_rank):
-        first.setdefault(trial.strategy, trial)
+        first.setdefault(sweep.space.base_of(trial.strategy), trial)
     rows = [_row(sweep, trial) for trial in first.values()]
     told = winner or min(facts, key=_rank, default=None)
     if winner is not None and write_winner is not None:
@@ -192,7 +215,15 @@ def _outcome(
         interrupted=interrupted,
         elapsed_s=time.monotonic() - sweep.settings.began,
         foreign_cpu_share=sweep.runs.foreign_cpu_share,
+        features=[] if winner is None else feature_gains(winner, facts, sweep.space, sweep.resolution),
     )
+
+
+def _winner(facts: Sequence[TrialFacts], interrupted: bool = False) -> TrialFacts | None:
+    """Only what the confirmation covered can win; when interrupted, the best seen."""
+    confirmed = [trial for trial in facts if trial.confirmed]
+    best = min(facts if interrupted or not confirmed else confirmed, key=_rank, default=None)
+    return best if best is not None and mean_capacity(best) > 0.0 else None
 
 
 def _row(sweep: Sweep, trial: TrialFacts) -> TableRow:

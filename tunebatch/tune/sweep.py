@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunebatch.bench import DoesNotFitError
 from tunebatch.engine.plan import OutOfDeviceMemoryError
@@ -17,7 +18,9 @@ from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.result import ResultError, RunResult
 from tunebatch.tune.capacity import NotEnoughEvidenceError
 from tunebatch.tune.confirm import Confirmation, mean_capacity
-from tunebatch.tune.facts import MeasureFn, Miss, Objective, Origin, Phase, SweepEvent, TrialFacts
+from tunebatch.tune.facts import MeasureFn, Miss, Origin, Phase, SweepEvent, TrialFacts
+from tunebatch.tune.feature_trials import KEY, queue_features
+from tunebatch.tune.gauge import STEP, Gauge, Settings
 from tunebatch.tune.journal import Journal, StudyLog, gp_sampler, random_sampler
 from tunebatch.tune.runs import Runs
 from tunebatch.tune.second_chance import queue_second_chances
@@ -26,8 +29,6 @@ from tunebatch.tune.space import Space
 from tunebatch.tune.trial import (
     Measured,
     facts_of,
-    measure_capacity,
-    measure_throughput,
     miss_of,
     out_of_memory,
 )
@@ -35,39 +36,11 @@ from tunebatch.tune.trial import (
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Settings", "Sweep", "saturated_rate"]
+__all__ = ["Sweep"]
 
-GLIMPSE_S = 2.0
-_STEP, _CONFIRM_STEP = 1.15, 1.06
-_GLIMPSE_ERROR = 1.2  # how far the saturated rate may be from what a glimpse says
-_SEARCH_TOLERANCE = 0.08  # the confirmation looks closer
 _MAX_REPEATS = 20  # in a row: the space holds nothing new
 _MAX_FAILURES = 3  # in a row: not bad luck
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Settings:
-    """What was asked for; see ``run_sweep``. ``began`` and ``end`` are on the monotonic clock, seconds."""
-
-    strategies: tuple[str, ...]
-    objective: Objective
-    start_rate: float | None
-    least_s: float
-    max_trials: int | None
-    seed: int
-    tolerance: float
-    max_slots: int | None
-    began: float
-    end: float
-    identity: Mapping[str, Any]
-
-
-def saturated_rate(glimpse: RunResult) -> float:
-    """Requests per second that a saturated run of any length would serve, told from its tokens."""
-    metrics = glimpse.metrics
-    if metrics.completed == metrics.num_requests:
-        return metrics.request_throughput
-    return metrics.output_throughput / float(glimpse.workload["mean_output_tokens"])
+_SPREAD = 0.4  # of the search, in which features are also tried with strategies that do not lead
 
 
 class Sweep:
@@ -83,20 +56,24 @@ class Sweep:
         self.settings = settings
         self._on_event = on_event
         at_once = settings.objective == "throughput" and settings.start_rate is None
-        self._space = Space(settings.strategies, settings.max_slots, offline=at_once)
+        self.space = Space(
+            settings.strategies, settings.max_slots, offline=at_once, features=settings.features
+        )
         fixed: dict[str, object] = {
             "strategies": list(settings.strategies),
+            "features": list(self.space.features) or None,
             "objective": settings.objective,
             "seed": settings.seed,
             **settings.identity,
         }
         if settings.objective == "throughput":
             fixed["start_rate"] = settings.start_rate
-        self._journal = Journal(directory, self._space, fixed)
+        self._journal = Journal(directory, self.space, fixed)
         self.runs = Runs(measure, directory / "runs")
-        self._shown = Shown(self.runs, settings.objective, settings.start_rate, settings.seed)
-        self._saturated: dict[str, float] = {}
-        self._longest_s: dict[str, float] = {}
+        self._gauge = Gauge(self.runs, settings, self.space)
+        self._shown = Shown(
+            self.runs, settings.objective, settings.start_rate, settings.seed, self.space.base_of
+        )
         self._trials_took_s: list[float] = []
         self._confirmations: dict[str, list[Confirmation]] = {}
         self._search: StudyLog | None = None
@@ -114,21 +91,20 @@ class Sweep:
         """A short saturated run of every strategy, so that no search begins far from its capacity."""
         if self.settings.objective != "capacity" or self.settings.start_rate is not None:
             return
-        names = self._space.names
+        names = self.space.names
         for index, name in enumerate(names):
-            chosen = self._space.default(name)
+            chosen = self.space.default(name)
             self._tell("start", index + 1, len(names), chosen)
-            try:
-                seen = self.runs(chosen, None, self.settings.seed, glimpse_s=GLIMPSE_S)
-            except OutOfDeviceMemoryError:
-                continue
-            self._saturated[name] = saturated_rate(seen)
+            with contextlib.suppress(OutOfDeviceMemoryError):
+                self._gauge.glimpse(chosen)
 
     def search(self, until: float) -> None:
-        """The defaults, smaller batches for those that nothing passes, then what the sampler suggests."""
-        self._search = StudyLog(self._journal, "search", self._gp, self._space.defaults())
-        queue_second_chances(self._search, self._space)
-        self._loop(self._search, "search", self.settings.max_trials, until)
+        """The defaults, smaller batches for those that nothing passes, single features, then what the
+        sampler suggests, and at the end the best once more with each of its features changed."""
+        self._search = StudyLog(self._journal, "search", self._gp, self.space.defaults())
+        budget = self.settings.max_trials
+        self._queue(self._search, budget, until)
+        self._loop(self._search, "search", budget, until)
 
     def random_baseline(self, until: float) -> None:
         """As many random trials as the search has, the same defaults included."""
@@ -136,7 +112,7 @@ class Sweep:
             self._journal,
             "random",
             lambda offset: random_sampler(self.settings.seed + offset),
-            self._space.defaults(),
+            self.space.defaults(),
         )
         self._loop(self._random, "random", len(self.search_facts), until)
 
@@ -146,7 +122,7 @@ class Sweep:
             done = [item for item in self._confirmations.get(trial.config, ()) if item.repeat == repeat]
             if done:
                 continue
-            if self._confirmations and not self._has_time(trial.chosen, until):
+            if self._confirmations and not self._gauge.has_time(trial.chosen, until):
                 return False
             self._tell("confirm", index + 1, len(chosen), trial.chosen)
             found = self._confirm_once(trial, repeat, until)
@@ -186,7 +162,20 @@ class Sweep:
         return found[-1] if found else trial.missed
 
     def _gp(self, offset: int) -> optuna.samplers.BaseSampler:
-        return gp_sampler(self.settings.seed + offset, len(self._space.names), self.settings.max_trials)
+        return gp_sampler(self.settings.seed + offset, len(self.space.names), self.settings.max_trials)
+
+    def _queue(self, log: StudyLog, budget: int | None, until: float) -> None:
+        """What the finished trials make due."""
+        now, began, done = time.monotonic(), self.settings.began, log.num_done
+        left = math.inf if budget is None else budget - done
+        each_s = statistics.median(self._trials_took_s) if self._trials_took_s else 0.0
+
+        def only_enough_for(trials: int) -> bool:
+            return left <= trials or until - now <= each_s * (trials + 1)
+
+        early = now - began < _SPREAD * (until - began) and (budget is None or done < _SPREAD * budget)
+        queue_second_chances(log, self.space)
+        queue_features(log, self.space, for_all=early, only_enough_for=only_enough_for)
 
     def _loop(self, log: StudyLog, phase: Phase, budget: int | None, until: float) -> None:
         rng = random.Random(self.settings.seed + len(log.study.trials))
@@ -205,7 +194,8 @@ class Sweep:
                 self._tell(phase, log.num_done + 1, budget, chosen)
                 began = time.monotonic()
                 try:
-                    facts = self._measure_trial(log, trial.number, origin, chosen, until)
+                    closely = trial.user_attrs.get("key", "").startswith(KEY)
+                    facts = self._measure_trial(log, trial.number, origin, chosen, until, closely)
                     self._trials_took_s.append(time.monotonic() - began)
                     failures = 0
                 except (OSError, ResultError):
@@ -227,30 +217,19 @@ class Sweep:
                 facts = dataclasses.replace(facts, number=trial.number, origin=origin)
             if facts is not None:
                 log.tell(trial, facts)
-                queue_second_chances(log, self._space)
+                self._queue(log, budget, until)
             if repeats:
                 log.after_repeat(rng)
             else:
                 self._tell(phase, log.num_done, budget, chosen, done=facts, error=error)
 
     def _measure_trial(
-        self, log: StudyLog, number: int, origin: Origin, chosen: Strategy, until: float
+        self, log: StudyLog, number: int, origin: Origin, chosen: Strategy, until: float, closely: bool
     ) -> TrialFacts | None:
-        seed = self.settings.seed
+        """``closely``: even where it is no better than the best of its strategy."""
+        best = self._best_of(log, chosen.name)
         try:
-            if self.settings.objective == "throughput":
-                measured = measure_throughput(self.runs, chosen, self.settings.start_rate, seed)
-            else:
-                best = self._best_of(log, chosen.name)
-                measured = measure_capacity(
-                    lambda rate: self._judge(chosen, rate, seed),
-                    self._start(log, chosen),
-                    step=_STEP,
-                    tolerance=max(self.settings.tolerance, _SEARCH_TOLERANCE),
-                    good_enough=best * _CONFIRM_STEP,
-                    ceiling=_GLIMPSE_ERROR * self._saturated.get(chosen.name, math.inf),
-                    may_go_on=lambda: self._has_time(chosen, until),
-                )
+            measured = self._gauge.search(chosen, best, until, closely)
         except OutOfDeviceMemoryError as error:
             return out_of_memory(number, origin, chosen, self._pessimistic(), error)
         if measured.value == 0.0 and not measured.finished:
@@ -263,46 +242,20 @@ class Sweep:
     def _confirm_once(self, trial: TrialFacts, repeat: int, until: float) -> Confirmation | None:
         seed = self.settings.seed + 1 + repeat
         try:
-            if self.settings.objective == "throughput":
-                measured = measure_throughput(self.runs, trial.chosen, self.settings.start_rate, seed)
-            else:
-                measured = measure_capacity(
-                    lambda rate: self._judge(trial.chosen, rate, seed),
-                    trial.capacity * _CONFIRM_STEP,
-                    step=_CONFIRM_STEP,
-                    tolerance=self.settings.tolerance,
-                    may_go_on=lambda: self._has_time(trial.chosen, until),
-                )
+            measured = self._gauge.confirm(trial.chosen, trial.capacity, seed, until)
         except OutOfDeviceMemoryError:
             measured = Measured(0.0, self._pessimistic(), None, None)
-        if not measured.finished and (measured.value == 0.0 or measured.resolution > math.log(_STEP)):
+        if not measured.finished and (measured.value == 0.0 or measured.resolution > math.log(STEP)):
             return None  # a rate far below the first that missed is no capacity
         missed = miss_of(measured.failing) if measured.failing else None
         result = measured.result or measured.failing
         return Confirmation(repeat, measured.value, measured.resolution, missed, result)
 
-    def _judge(self, chosen: Strategy, rate: float, seed: int) -> RunResult:
-        began = time.monotonic()
-        result = self.runs(chosen, rate, seed, stop_early=True, least_s=self.settings.least_s)
-        took = time.monotonic() - began
-        self._longest_s[chosen.name] = max(self._longest_s.get(chosen.name, 0.0), took)
-        return result
-
-    def _has_time(self, chosen: Strategy, until: float) -> bool:
-        """For one more run, going by the longest that the strategy has needed."""
-        return time.monotonic() + self._longest_s.get(chosen.name, 0.0) <= until
-
     def _best_of(self, log: StudyLog, name: str) -> float:
-        return max((fact.capacity for fact in log.facts if fact.strategy == name), default=0.0)
-
-    def _start(self, log: StudyLog, chosen: Strategy) -> float:
-        """A little above the capacity: above the best of the strategy, which most of its configurations do
-        not reach; else the saturated rate, which none exceeds for long."""
-        best = self._best_of(log, chosen.name)
-        if best > 0.0:
-            return best * _CONFIRM_STEP
-        known = self._saturated.get(chosen.name) or max(self._saturated.values(), default=0.0)
-        return self.settings.start_rate or known or 1.0
+        base = self.space.base_of(name)
+        return max(
+            (fact.capacity for fact in log.facts if self.space.base_of(fact.strategy) == base), default=0.0
+        )
 
     def _pessimistic(self) -> float:
         """The objective of what could not be measured: the worst that was."""

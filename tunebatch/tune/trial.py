@@ -193,6 +193,7 @@ def summary(metrics: Metrics) -> dict[str, float | None]:
         "peak_kv_use": metrics.peak_kv_use,
         "num_preemptions": metrics.num_preemptions,
         "acceptance": metrics.acceptance,
+        "hit_rate": metrics.hit_rate,
     }
     return {
         name: value if value is not None and math.isfinite(value) else None for name, value in values.items()

@@ -1,0 +1,106 @@
+"""What a sweep asks: the model and traffic, fit for a search, and what its numbers depend on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tunebatch.cli import traffic
+from tunebatch.cli.errors import CliError
+
+if TYPE_CHECKING:
+    from tunebatch.cli.session import Session
+    from tunebatch.profile import Profile
+    from tunebatch.workload.spec import WorkloadSpec
+
+_MOST_REQUESTS = 200_000  # of one run: more are not drawn in any time
+
+# A run of conversations lasts so many times as long as its load takes to build up, and as long again to fade.
+_BUILD_UPS = 4
+
+
+def start_rate(asked: Profile, call: dict[str, Any], spec: WorkloadSpec, least_s: float) -> float | None:
+    """Where the search begins, if the user said so.
+
+    Raises:
+        CliError: A run at it would take more requests than can be drawn.
+    """
+    rate: float | None = call["start_rate"] or asked.workload.rate_per_s
+    drawn = asked.search.objective == "capacity" and spec.trace_file is None
+    if rate is not None and drawn and rate * least_s > _MOST_REQUESTS:
+        said = "--start-rate" if call["start_rate"] else "[workload] rate_per_s ="
+        raise CliError(
+            f"{said} {rate:g}: requests have to arrive for {least_s:.3g} s, which would be "
+            f"{rate * least_s:.2g} of them; the highest rate to begin at is {_MOST_REQUESTS / least_s:.3g}"
+        )
+    return rate
+
+
+def identity(session: Session) -> dict[str, Any]:
+    """What a number of the sweep depends on, so that none is compared with one of another kind."""
+    from tunebatch.measure.environment import environment
+
+    asked, model, machine = session.profile, session.executor.model_info, environment()
+    return {
+        "slo": asked.slo.texts(),
+        "model": asked.model.name,
+        "draft": asked.model.draft,
+        **{name: model.get(name) for name in ("dtype", "device", "attention_backend", "forward")},
+        "block_size": asked.device.block_size,
+        # What is found by itself differs a little from session to session.
+        "num_blocks": asked.device.num_blocks,
+        "max_slots": asked.device.max_slots,
+        **{name: machine[name] for name in ("torch", "cpu", "gpu")},
+        "workload": session.workload().fingerprint(),
+    }
+
+
+def least_duration_s(session: Session) -> float:
+    """How long requests have to arrive in every run of the search."""
+    from statistics import mean
+
+    from tunebatch.tune import sustained
+
+    workload = session.workload()
+    tokens = mean(request.max_tokens for request in workload.requests)
+    return max(sustained.least_duration_s(session.profile.slo, tokens), _BUILD_UPS * workload.build_up_s)
+
+
+def has_slo_of_other_traffic(asked: Profile, call: dict[str, Any]) -> bool:
+    """The limits are a profile's, for traffic in whose place flags put one without arrivals: all but the
+    first requests of that would wait too long by them."""
+    from tunebatch.cli.traffic import workload_spec
+
+    flags = call["flags"]
+    workload = flags.get("workload", {})
+    if workload.get("name") is None and workload.get("trace_file") is None:
+        return False
+    if flags.get("slo") or any(name.startswith("TUNEBATCH_SLO_") for name in call["environment"]):
+        return False
+    if asked.search.objective != "throughput" or not len(asked.slo):
+        return False
+    spec = workload_spec(asked)
+    paced = spec.rate_per_s is not None or spec.burst_gap_s is not None
+    return spec.arrivals == "closed" or (spec.arrivals == "burst" and not paced)
+
+
+def checked_spec(asked: Profile) -> WorkloadSpec:
+    """The traffic, once it is known to have requests enough for the SLO."""
+    from tunebatch.cli.session import check_samples
+
+    spec = traffic.checked_spec(asked)
+    check_samples(asked, spec.num_requests)
+    return spec
+
+
+def opened(asked: Profile, spec: WorkloadSpec) -> Session:
+    """The model with its traffic, once that is known to be fit for the search."""
+    from tunebatch.cli.session import Session, check_samples
+
+    session = Session.open(asked, spec)
+    workload = session.workload()
+    if asked.search.objective == "capacity" and workload.unit_arrivals_s is None:
+        raise CliError(
+            f"workload {workload.name} has no arrivals to scale, so no capacity: use --objective throughput"
+        )
+    check_samples(asked, len(workload.requests), workload.name)
+    return session

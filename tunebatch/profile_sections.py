@@ -1,0 +1,143 @@
+"""The sections of a profile: their keys, what each may be, and what it is when nothing is said."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from tunebatch.engine.strategies import STRATEGIES, features_named, named
+
+Objective = Literal["capacity", "throughput"]
+
+_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
+_TIME_UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+
+# Samplers take 32 bits, and a search counts up from its seed for fresh traffic.
+_LAST_SEED = 2**32 - 1 - 1000
+
+
+def parse_time(value: Any) -> float:
+    """Seconds from ``90s``, ``3m`` or ``1h``.
+
+    Raises:
+        ValueError: No number, no or an unknown unit, or not above 0.
+    """
+    found = _TIME.fullmatch(str(value))
+    if found is None:
+        raise ValueError(f"{value!r} is not a time; write it like 90s, 3m or 1h")
+    number, unit = found.groups()
+    if unit not in _TIME_UNITS:
+        near = difflib.get_close_matches(unit, _TIME_UNITS, n=1, cutoff=0.1)
+        raise ValueError(
+            f"{value!r} has {f'the unknown unit {unit!r}' if unit else 'no unit'}; "
+            f"did you mean {number}{near[0] if near else 's'}? (s, m, h)"
+        )
+    if float(number) <= 0:
+        raise ValueError(f"{value!r} must be above 0; the nearest useful one is 1s")
+    return float(number) * _TIME_UNITS[unit]
+
+
+def _words(value: Any) -> Any:
+    """``a,b`` from the environment or a flag."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+def _strategies(value: Any) -> Any:
+    """``all`` is every batching policy."""
+    words = _words(value)
+    if not isinstance(words, list):
+        return words
+    if not words:
+        raise ValueError(f"no strategy; at least one of {', '.join(STRATEGIES)}")
+    return named(words)
+
+
+def _features(value: Any) -> Any:
+    """``all`` is every feature, and ``none`` is none."""
+    words = _words(value)
+    return features_named(map(str, words)) if isinstance(words, list) else words
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is not a number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """Which model, and how it is computed."""
+
+    name: str = Field("bundled", min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: str = "auto"
+    draft: str = Field("auto", min_length=1)
+
+
+class WorkloadSection(Section):
+    """A named workload, changed by whatever else is given; or an explicit one."""
+
+    name: str | None = None
+    arrivals: str | None = None
+    rate_per_s: Annotated[Number, Field(gt=0)] | None = None
+    burstiness: Annotated[Number, Field(gt=0)] | None = None
+    prompt_tokens: int | str | None = None
+    output_tokens: int | str | None = None
+    prefix_tokens: int | str | None = None
+    prefixes: Annotated[Integer, Field(ge=1)] | None = None
+    prefix_skew: Annotated[Number, Field(ge=0, le=10)] | None = None
+    turns: int | str | None = None
+    cancel: Annotated[Number, Field(ge=0, le=1)] | None = None
+    cancel_after_s: Annotated[Number, Field(gt=0)] | None = None
+    requests: Annotated[Integer, Field(ge=1)] | None = None
+    seed: Annotated[Integer, Field(ge=0, le=_LAST_SEED)] | None = None
+    concurrency: Annotated[Integer, Field(ge=1)] | None = None
+    think_time_s: Annotated[Number, Field(ge=0)] | None = None
+    burst_size: Annotated[Integer, Field(ge=1)] | None = None
+    burst_gap_s: Annotated[Number, Field(gt=0)] | None = None
+    trace_file: str | None = None
+    trace_format: str | None = None
+    trace_start: Annotated[Integer, Field(ge=0)] | None = None
+    trace_limit: Annotated[Integer, Field(ge=1)] | None = None
+    max_context: Annotated[Integer, Field(ge=2)] | None = None
+    clip: bool | None = None
+    ignore_eos: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What was asked for, without what was left open."""
+        return {name: value for name, value in self if value is not None}
+
+
+class SearchSection(Section):
+    """What is searched, and how long; ``features`` are those that the search switches on and off."""
+
+    strategies: Annotated[list[str], BeforeValidator(_strategies)] = Field(
+        default_factory=lambda: list(STRATEGIES)
+    )
+    features: Annotated[list[str], BeforeValidator(_features)] = Field(default_factory=list)
+    objective: Objective = "capacity"
+    trials: Integer = Field(40, ge=1)
+    time: Annotated[float, BeforeValidator(parse_time)] = 180.0
+    seed: Integer = Field(0, ge=0, le=_LAST_SEED)
+    confirm: Integer = Field(5, ge=1)
+
+
+class DeviceSection(Section):
+    """How much of the device the KV cache may take, and what it costs, in whatever currency."""
+
+    utilization: Number = Field(0.9, gt=0, le=1)
+    num_blocks: Annotated[Integer, Field(ge=1)] | None = None
+    block_size: Integer = Field(16, ge=1)
+    max_slots: Integer = Field(64, ge=1)
+    price_per_hour: Annotated[Number, Field(gt=0)] | None = None
