@@ -97,6 +97,24 @@ def found(name: str, **rest: Any) -> TrialFacts:
     return trial(name, **{"capacity": 9.0, "met": True, "rates": ((9.0, True),), **rest})
 
 
+def test_who_may_serve_more_than_the_winner_is_named_with_it(asked: Profile, run_result: RunResult) -> None:
+    winner = found("sequential", confirmed=(9.0,), rates=((9.0, True), (9.5, False)))
+    for rates, told in ((((8.0, True),), True), (((8.0, True), (8.5, False)), False)):
+        rival = found("static", capacity=8.0, confirmed=(8.0,), rates=rates)
+        missed = None if told else Miss("p90_ttft", 0.5, None, 8.5)
+        rows = [
+            TableRow(winner, run_result, Miss("p90_ttft", 0.5, None, 9.5)),
+            TableRow(rival, run_result, missed),
+        ]
+        outcome = dataclasses.replace(
+            outcome_of(winner, rival), best=rows, winner=winner, binding=rows[0].missed
+        )
+        first = shown(asked, outcome).splitlines()[0]
+        too_short = "; but the time was too short to see where static (at least 8.00) ends"
+        assert first.endswith(too_short) == told, first
+        assert (">= 8.00" in shown(asked, outcome)) == told
+
+
 @pytest.fixture
 def run_result(tunebatch: Any) -> RunResult:
     assert tunebatch("run", "static", "-o", "run").code == 0

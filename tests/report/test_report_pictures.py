@@ -50,8 +50,15 @@ def test_hits_are_a_column_where_any_row_has_a_prefix_cache(make_row: Any) -> No
     assert " hit" not in file.getvalue() and "12,345 prompt tokens not computed" in file.getvalue()
 
 
+def test_a_capacity_that_no_rate_bounds_is_at_least_that(make_row: Any) -> None:
+    console, file = _console()
+    console.print(*strategy_tables(console, [replace(make_row("static", 2.0), at_least=True)]))
+    assert ">= 2.00 " in file.getvalue()
+
+
 def test_a_narrow_screen_cuts_no_number(make_row: Any) -> None:
-    rows = [replace(make_row("continuous", 6.0), source=mark) for mark in "AB"]
+    knobs = {"max_batch_size": 32, "max_batched_tokens": 2048}
+    rows = [replace(make_row("continuous", 6.0, **knobs), source=mark) for mark in "AB"]
     file = io.StringIO()
     print_rows(Console(file=file, width=80), rows, rate_name="goodput req/s")
     text = file.getvalue()

@@ -272,6 +272,23 @@ def test_time_is_a_budget_and_none_is_an_error(tmp_path: Path) -> None:
         sweep(Device(), tmp_path, max_trials=None)
 
 
+def test_without_any_answer_the_search_takes_the_time_of_the_confirmation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[float] = []
+    monkeypatch.setattr(Sweep, "search", lambda self, until: ends.append(until - self.settings.began))
+    assert sweep(Device(), tmp_path, max_time_s=10.0).winner is None
+    assert ends == pytest.approx([6.0, 10.0])
+
+
+def test_what_each_strategy_can_do_at_most_is_told_before_any_is_searched(tmp_path: Path) -> None:
+    device, told = Device(), []
+    sweep(device, tmp_path, on_paced=lambda saturated: told.append((list(saturated), len(device.asked))))
+    assert told == [(["continuous", "static", "sequential"], 3)]
+    sweep(Device(), tmp_path / "from here", start_rate=5.0, on_paced=lambda saturated: told.append(saturated))
+    assert told[1:] == [{}]
+
+
 def test_a_configuration_that_comes_again_is_not_measured_again(tmp_path: Path) -> None:
     # Without knobs there is only one, and the random baseline draws it too.
     device = Device()

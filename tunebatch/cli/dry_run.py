@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from tunebatch.cli.errors import OK
+from tunebatch.cli.predicted_time import about, least_time_s, runs_at, too_short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from tunebatch.profile import Profile
     from tunebatch.tune.space import Space
 
-# Whole runs that a search amounts to: for a default about five rates, most of which end early because they
-# miss; for a candidate of the confirmation about four on each of two seeds. There are more candidates where
-# the time is left.
-_RUNS_OF_A_DEFAULT, _RUNS_OF_A_CANDIDATE = 3, 6
 _ALONE = 4  # requests that show the pace of a strategy without batches
 
 
@@ -35,7 +31,6 @@ def dry_run(
     """
     from tunebatch.cli import output
     from tunebatch.cli.traffic import needed_samples
-    from tunebatch.tune.confirm import LEAST_FINALISTS
     from tunebatch.tune.space import Space
     from tunebatch.tune.variants import NONE
 
@@ -45,14 +40,9 @@ def dry_run(
     single = _single_features(space, pace)
     session.load_draft_for(single)
     pace |= {one.name: _predicted_rate(session, one) for one in single}
-    # More of the same is drawn for a run that would be too short; a trace is as long as it is.
-    drawn = search.objective == "capacity" and session.spec.trace_file is None
-    few = len(workload.requests)
-    served = {name: max(few, math.ceil(rate * least_run_s)) if drawn else few for name, rate in pace.items()}
-    run_s = {name: served[name] / pace[name] for name in pace}
+    served, run_s = runs_at(pace, session, search, least_run_s)
     # What a feature is worth is confirmed, too, on one seed at least.
-    trials_s = [*run_s.values(), *(run_s[one.name] for one in single)]
-    least_s = _least_s(trials_s, search.objective, min(search.confirm, LEAST_FINALISTS))
+    least_s = least_time_s([*run_s.values(), *(run_s[one.name] for one in single)], search)
     plan: dict[str, Any] = {
         "schema": "tunebatch.plan.v1",
         "strategies": search.strategies,
@@ -92,15 +82,15 @@ def _show(asked: Profile, plan: dict[str, Any]) -> None:
     for line in left_out_lines(plan["features_left_out"]):
         print(f"           {line}")
     print(f"budget:    {search.time:g} s and {search.trials} trials; a trial that has begun is finished")
-    each = ", ".join(f"{name} {_about(seconds)}" for name, seconds in run_s.items())
+    each = ", ".join(f"{name} {about(seconds)}" for name, seconds in run_s.items())
     print(f"predicted: one run of the workload takes: {each}")
     if max(served.values()) > few:
         told = ", ".join(f"{name} {count:,}" for name, count in served.items())
         print(f"predicted: it lasts {plan['least_run_s']:.3g} s at least, which takes requests: {told}")
     spare = few > max((needed for _, needed in needed_samples(asked)), default=0)
-    short = _too_short(least_s, search.time, spare and few in served.values())
+    short = too_short(least_s, search.time, spare and few in served.values())
     tried = "the defaults, each feature" if search.features else "the defaults"
-    print(f"predicted: {tried} and the confirmation take about {_about(least_s)}{short}")
+    print(f"predicted: {tried} and the confirmation take about {about(least_s)}{short}")
     print(f"requests:  {plan['workload']}")
     for note in plan["notes"]:
         print(f"           {note}")
@@ -133,23 +123,3 @@ def _predicted_rate(session: Session, chosen: Strategy) -> float:
     began = time.monotonic()
     session.measure_first(chosen, served)
     return served / (time.monotonic() - began)
-
-
-def _least_s(run_s: list[float], objective: str, confirm: int) -> float:
-    if objective == "throughput":
-        return sum(run_s) + 2 * confirm * min(run_s)
-    return _RUNS_OF_A_DEFAULT * sum(run_s) + _RUNS_OF_A_CANDIDATE * confirm * min(run_s)
-
-
-def _about(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _too_short(least_s: float, time_s: float, spare: bool) -> str:
-    """``spare``: with fewer requests a run would be shorter, and the percentiles could still be told."""
-    if least_s <= time_s:
-        return ""
-    fewer = ", or fewer --requests" if spare else ""
-    return f", more than there is: give --time {max(1, round(1.5 * least_s / 60))}m{fewer}"

@@ -21,6 +21,8 @@ from tunebatch.cli.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tunebatch.measure.result import RunResult
     from tunebatch.profile import Profile
     from tunebatch.tune.facts import SweepOutcome
@@ -169,6 +171,7 @@ def sweep(
 def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet: bool) -> int:
     from tunebatch.cli import output
     from tunebatch.cli.feature_choice import left_out_lines, without_idle_features
+    from tunebatch.cli.predicted_time import about, least_time_s, runs_at, too_short
     from tunebatch.cli.sweep_json import outcome_json
     from tunebatch.cli.sweep_progress import Watcher
     from tunebatch.cli.sweep_report import print_outcome
@@ -201,6 +204,17 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
         served = [space.default(name) for base in space.names for name in space.variants(base)]
         progress.note(session.check_tokens(served))
         output.make_folder(folder)
+        needed_s = 0.0
+
+        def say_what_is_needed(saturated: Mapping[str, float]) -> None:
+            nonlocal needed_s
+            if saturated:
+                _, run_s = runs_at(saturated, session, search, least_s)
+                needed_s = least_time_s(list(run_s.values()), search)
+                if short := too_short(needed_s, search.time, spare=False):
+                    tried = "the defaults and the confirmation"
+                    progress.note(f"predicted: {tried} take about {about(needed_s)}{short}")
+
         outcome = run_sweep(
             session.measure,
             strategies=search.strategies,
@@ -217,11 +231,12 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
             max_slots=asked.device.max_slots,
             identity=question.identity(session),
             on_begin=lambda: sweep_folder.keep_call(folder, call),
+            on_paced=say_what_is_needed,
             on_event=Watcher(progress, asked),
             write_winner=keep,
         )
     if not outcome.trials:
-        raise _nothing_measured(outcome, folder, search.time)
+        raise _nothing_measured(outcome, folder, search.time, needed_s)
     data = outcome_json(outcome, asked, left_out)
     try:
         output.write_json(folder / "sweep.json", data)
@@ -242,15 +257,18 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     return OK if outcome.winner is not None else INFEASIBLE
 
 
-def _nothing_measured(outcome: SweepOutcome, folder: Path, time_s: float) -> CliError:
+def _nothing_measured(outcome: SweepOutcome, folder: Path, time_s: float, least_s: float) -> CliError:
     if outcome.interrupted:
         return CliError(
             f"interrupted before one configuration was measured; tunebatch sweep --resume {folder} goes on",
             INTERRUPTED,
         )
+    from tunebatch.cli.predicted_time import time_flag
+
     return CliError(
-        f"the time ran out before one configuration was measured: "
-        f"use --time {3 * time_s:g}s with --resume {folder}, or fewer or shorter requests"
+        f"the time ran out before one configuration was measured: use {time_flag(max(least_s, 2 * time_s))} "
+        f"with --resume {folder}, or fewer or shorter requests",
+        ENVIRONMENT,
     )
 
 

@@ -36,6 +36,7 @@ def outcome_rows(outcome: SweepOutcome, asked: Profile) -> list[Row]:
             _rate(best.facts, asked),
             best.facts.origin != "default",
             beyond=missed_text(best.missed) if best.missed is not None else "",
+            at_least=unbounded(best.facts, best.missed, asked),
             unconfirmed=confirmed and not best.facts.confirmed and best.facts.capacity > 0.0,
         )
         for best in outcome.best
@@ -134,10 +135,18 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
     gain = None
     if outcome.gain is not None and not default_won and not unbounded(best, outcome.binding, asked):
         gain = Gain(outcome.gain, *(outcome.gain_interval or (None, None)))
-    line = winner_line(
-        rows[shown.index(best.config)], rows, gain, inside_slo=len(asked.slo) > 0, unit=unit_of(asked)
-    )
-    return line + ("; tuning did not help: these are the default knobs" if default_won else "")
+    row = rows[shown.index(best.config)]
+    line = winner_line(row, rows, gain, inside_slo=len(asked.slo) > 0, unit=unit_of(asked))
+    line += "; tuning did not help: these are the default knobs" if default_won else ""
+    return line + _rivals(row, rows)
+
+
+def _rivals(winner: Row, rows: Sequence[Row]) -> str:
+    """Those that may serve more than the winner, as nobody saw how much they do."""
+    open_ended = [f"{row.name} (at least {number(row.rate_per_s)})" for row in rows if row.at_least]
+    if winner.at_least or not open_ended:
+        return ""
+    return f"; but the time was too short to see where {' and '.join(open_ended)} ends"
 
 
 def print_outcome(

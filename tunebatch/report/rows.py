@@ -22,6 +22,7 @@ class Row:
         tuned: The knobs were searched, not the defaults.
         source: A mark of the saved result that it was read from.
         beyond: What the first rate above the capacity missed, in words; empty when there is nothing to say.
+        at_least: No rate was too high for it in the time there was.
         unconfirmed: The rate is of the search only, while others were measured again.
     """
 
@@ -31,6 +32,7 @@ class Row:
     source: str = ""
     beyond: str = ""
     unconfirmed: bool = False
+    at_least: bool = False
 
     @property
     def strategy(self) -> str:

@@ -45,7 +45,8 @@ def winner_line(
     if winner is None or winner.rate_per_s is None:
         return "no configuration keeps the SLO" + (" at any rate that was tried" if rates_tried else "")
     named = ", ".join(filter(None, [winner.strategy, winner.knobs]))
-    parts = [f"{number(winner.rate_per_s)} {unit}" + (" inside the SLO" if inside_slo else "")]
+    least = "at least " if winner.at_least else ""
+    parts = [f"{least}{number(winner.rate_per_s)} {unit}" + (" inside the SLO" if inside_slo else "")]
     base = baseline(rows)
     ratio = ratio_to(winner, base)
     if ratio is not None and base is not winner and winner.strategy != "static":

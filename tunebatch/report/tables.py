@@ -106,7 +106,7 @@ def _numbers(
 def _rate(row: Row) -> str:
     if row.rate_per_s is None:
         return "misses the SLO"
-    return number(row.rate_per_s) + ("*" if row.unconfirmed else "")
+    return (">= " if row.at_least else "") + number(row.rate_per_s) + ("*" if row.unconfirmed else "")
 
 
 def _observed(row: Row, metric: MetricName, statistic: StatisticName) -> str:

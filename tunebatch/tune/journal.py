@@ -122,8 +122,8 @@ class StudyLog:
         # A default that failed before gets another chance.
         alive = [trial for trial in self.study.trials if trial.state != self._states.FAIL]
         self._keys = {trial.user_attrs.get("key") for trial in alive}
-        for index, params in enumerate(defaults):
-            self.enqueue_once(params, "default", f"default-{index}")
+        for params in defaults:
+            self.enqueue_once(params, "default", f"default-{params['strategy']}")
 
     @property
     def num_done(self) -> int:

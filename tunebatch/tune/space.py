@@ -166,9 +166,9 @@ class Space:
         """A strategy with the defaults of its knobs, as far as there are slots for them."""
         return within_slots(strategy(name), self._max_slots)
 
-    def defaults(self) -> list[Params]:
-        """The default of each strategy, without features that are searched."""
-        return [self.to_params(self.default(name)) for name in self.names]
+    def defaults(self, names: Sequence[str] | None = None) -> list[Params]:
+        """The default of each strategy, or of those named, without features that are searched."""
+        return [self.to_params(self.default(name)) for name in (self.names if names is None else names)]
 
     def draw(self, rng: random.Random) -> Params:
         """Parameters at random, uniform on the log scale."""

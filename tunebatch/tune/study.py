@@ -42,15 +42,17 @@ def run_sweep(
     max_slots: int | None = None,
     identity: Mapping[str, Any] | None = None,
     on_begin: Callable[[], None] = lambda: None,
+    on_paced: Callable[[Mapping[str, float]], None] = lambda saturated: None,
     on_event: Callable[[SweepEvent], None] = lambda event: None,
     write_winner: Callable[[RunResult], None] | None = None,
 ) -> SweepOutcome:
     """Searches the configuration that serves the most.
 
-    Defaults of every strategy are measured first, then smaller batches where a default met the SLO at no
-    rate, then single features, then suggestions while the budget lasts, then the best are confirmed on fresh
-    seeds. The directory holds everything that was measured: called again with it, the search goes on and
-    measures nothing twice. Ctrl-C ends it and returns what there is.
+    Defaults of every strategy are measured first, the fastest strategy's before the others, then smaller
+    batches where a default met the SLO at no rate, then single features, then suggestions while the budget
+    lasts, then the best are confirmed on fresh seeds. The directory holds everything that was measured:
+    called again with it, the search goes on and measures nothing twice. Ctrl-C ends it and returns what there
+    is.
 
     Args:
         measure: Serves the workload once.
@@ -70,6 +72,8 @@ def run_sweep(
         max_slots: Batch slots of the executor: no larger batch limit is tried, nor reported.
         identity: What else must not change between sessions, in JSON types.
         on_begin: Called once the directory is known to hold this sweep or none, before anything is measured.
+        on_paced: Given the saturated rate of each strategy, requests per second, before any is searched;
+            empty where the search does not begin there.
         write_winner: Given the winner's run; with its records if this session measured it.
 
     Raises:
@@ -108,8 +112,10 @@ def run_sweep(
         on_begin()
         interrupted = False
         try:
-            sweep.glimpse()
+            on_paced(sweep.glimpse())
             sweep.search(began + length * _SEARCH_SHARE / (2.0 if baseline_random else 1.0))
+            if not sweep.search_facts:  # an answer that nothing confirms is better than none
+                sweep.search(settings.end)
             if baseline_random:
                 sweep.random_baseline(began + length * _SEARCH_SHARE)
             _confirm(sweep, confirm_top, confirm_repeats)

@@ -8,7 +8,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from tunebatch.tune.journal import Journal, StudyLog, gp_sampler, random_sampler
 from tunebatch.tune.runs import Runs
 from tunebatch.tune.second_chance import queue_second_chances
 from tunebatch.tune.shown import Shown
-from tunebatch.tune.space import Space
+from tunebatch.tune.space import Params, Space
 from tunebatch.tune.trial import (
     Measured,
     facts_of,
@@ -87,21 +87,23 @@ class Sweep:
     def random_facts(self) -> list[TrialFacts]:
         return self._random.facts if self._random is not None else []
 
-    def glimpse(self) -> None:
-        """A short saturated run of every strategy, so that no search begins far from its capacity."""
+    def glimpse(self) -> Mapping[str, float]:
+        """A short saturated run of every strategy, so that no search begins far from its capacity; requests
+        per second of each, the fastest first. Nothing where the search does not begin there."""
         if self.settings.objective != "capacity" or self.settings.start_rate is not None:
-            return
+            return {}
         names = self.space.names
         for index, name in enumerate(names):
             chosen = self.space.default(name)
             self._tell("start", index + 1, len(names), chosen)
             with contextlib.suppress(OutOfDeviceMemoryError):
                 self._gauge.glimpse(chosen)
+        return self._gauge.saturated
 
     def search(self, until: float) -> None:
         """The defaults, smaller batches for those that nothing passes, single features, then what the
         sampler suggests, and at the end the best once more with each of its features changed."""
-        self._search = StudyLog(self._journal, "search", self._gp, self.space.defaults())
+        self._search = StudyLog(self._journal, "search", self._gp, self._defaults())
         budget = self.settings.max_trials
         self._queue(self._search, budget, until)
         self._loop(self._search, "search", budget, until)
@@ -112,7 +114,7 @@ class Sweep:
             self._journal,
             "random",
             lambda offset: random_sampler(self.settings.seed + offset),
-            self.space.defaults(),
+            self._defaults(),
         )
         self._loop(self._random, "random", len(self.search_facts), until)
 
@@ -160,6 +162,11 @@ class Sweep:
         """What keeps more load out."""
         found = [item.missed for item in self._confirmations.get(trial.config, ()) if item.missed]
         return found[-1] if found else trial.missed
+
+    def _defaults(self) -> list[Params]:
+        saturated = self._gauge.saturated
+        first = [name for name in saturated if name in self.space.names]
+        return self.space.defaults([*first, *(name for name in self.space.names if name not in saturated)])
 
     def _gp(self, offset: int) -> optuna.samplers.BaseSampler:
         return gp_sampler(self.settings.seed + offset, len(self.space.names), self.settings.max_trials)
