@@ -50,8 +50,16 @@ def test_hits_are_a_column_where_any_row_has_a_prefix_cache(make_row: Any) -> No
     assert " hit" not in file.getvalue() and "12,345 prompt tokens not computed" in file.getvalue()
 
 
+def test_multiples_are_a_column_where_any_row_is_of_static_batching(make_row: Any) -> None:
+    for name, told in (("static", True), ("static+prefix", True), ("mixed", False)):
+        console, file = _console()
+        console.print(*strategy_tables(console, [make_row("continuous", 6.0), make_row(name, 2.0)]))
+        header, first, _ = file.getvalue().splitlines()
+        assert ("x static" in header) is told and ("3.00x" in first) is told
+
+
 def test_a_narrow_screen_cuts_no_number(make_row: Any) -> None:
-    rows = [replace(make_row("continuous", 6.0), source=mark) for mark in "AB"]
+    rows = [*(replace(make_row("continuous", 6.0), source=mark) for mark in "AB"), make_row("static", 2.0)]
     file = io.StringIO()
     print_rows(Console(file=file, width=80), rows, rate_name="goodput req/s")
     text = file.getvalue()
