@@ -56,6 +56,14 @@ def test_a_capacity_that_no_rate_bounds_is_at_least_that(make_row: Any) -> None:
     assert ">= 2.00 " in file.getvalue()
 
 
+def test_multiples_are_a_column_where_any_row_is_of_static_batching(make_row: Any) -> None:
+    for name, told in (("static", True), ("static+prefix", True), ("mixed", False)):
+        console, file = _console()
+        console.print(*strategy_tables(console, [make_row("continuous", 6.0), make_row(name, 2.0)]))
+        header, first, _ = file.getvalue().splitlines()
+        assert ("x static" in header) is told and ("3.00x" in first) is told
+
+
 def test_a_narrow_screen_cuts_no_number(make_row: Any) -> None:
     knobs = {"max_batch_size": 32, "max_batched_tokens": 2048}
     rows = [replace(make_row("continuous", 6.0, **knobs), source=mark) for mark in "AB"]

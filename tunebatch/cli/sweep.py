@@ -46,7 +46,7 @@ def sweep(
         ),
     ] = None,
     features: Annotated[
-        str | None, typer.Option(metavar="NAMES", help=options.FEATURES_HELP, show_default="the profile's")
+        str | None, typer.Option(metavar="NAMES", help=options.FEATURES_HELP, show_default=False)
     ] = None,
     objective: Annotated[
         str | None, typer.Option(metavar="NAME", help="capacity or throughput.", show_default=False)
