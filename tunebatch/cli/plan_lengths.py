@@ -50,10 +50,7 @@ def common_lengths(
     longest = max(context for _, context in contexts)
     if np.array_equal(found.tokens, sequence_lengths(asked, longest, prefix_tokens, name).tokens):
         return found
-    told = (
-        "so that columns compare, all models get the lengths that fit the shortest context, "
-        f"that of {name} with {shortest:,} tokens"
-    )
+    told = f"all models get the lengths that fit the {shortest:,} tokens of {name}, so that columns compare"
     return replace(found, notes=(*found.notes, told))
 
 
