@@ -47,13 +47,11 @@ def decode_step_times(executor: TorchExecutor, context: int, budget_s: float = 4
     found: dict[int, float] = {}
     started, batch = time.perf_counter(), 1
     while batch <= min(executor.max_slots, executor.num_blocks // blocks):
-        begun = time.perf_counter()
         try:
             found[batch] = _step_s(executor, batch, context, blocks)
         except OutOfDeviceMemoryError:
             break
-        now = time.perf_counter()
-        if now + 2 * (now - begun) > started + budget_s:
+        if time.perf_counter() + 2 * steps * found[batch] > started + budget_s:
             break
         batch *= 2
     executor.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -102,6 +103,7 @@ def _peak_bytes(executor: TorchExecutor, step: StepPlan) -> int:
         torch.cuda.reset_peak_memory_stats(executor.device)
         executor.logits(step)
         return torch.cuda.max_memory_allocated(executor.device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes when it starts and stops to stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         executor.logits(step)
     recorded = profiled.profiler
