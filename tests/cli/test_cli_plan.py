@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -258,12 +258,31 @@ class Taken:
     block_size: int = 16
     dtype: str = "float32"
     device: str = "cpu"
+    max_slots: int = 64
+    activation_tokens: int = 300
+    activation_rows: int = 5
+    activation_bytes: int = 2_000_000
 
 
-def test_measured_beside_predicted(tunebatch: Any, planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """What a loaded model is said to take; its decode steps take compute's time from batch 4 on."""
+    taken, contexts = Taken(), []
     memory = ModuleType("tunebatch.execute.torch.memory")
-    memory.measure_memory = lambda executor: Taken()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, memory.__name__, memory)
+    memory.measure_memory = lambda executor, batched_tokens: taken  # type: ignore[attr-defined]
+    steps = ModuleType("tunebatch.execute.torch.decode_steps")
+
+    def decode_step_times(executor: Any, context: int) -> SimpleNamespace:
+        contexts.append(context)
+        return SimpleNamespace(context=context, step_s={1: 0.010, 2: 0.0101, 4: 0.02, 8: 0.04})
+
+    steps.decode_step_times = decode_step_times  # type: ignore[attr-defined]
+    for module in (memory, steps):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return taken
+
+
+def test_measured_beside_predicted(tunebatch: Any, planned: Any, loaded: Taken) -> None:
     shown = tunebatch("plan", "bundled", "--measure", "--device", "cpu", "--tokens", "160").out
     told = [
         re.split(r"  +", line.strip())[-4:] for line in shown.splitlines() if line.endswith((" %", " none"))
@@ -273,10 +292,110 @@ def test_measured_beside_predicted(tunebatch: Any, planned: Any, monkeypatch: py
     assert rows["KV bytes of a token"] == ["10,240", "10,240", "none"]
     assert rows["KV blocks of 16 tokens"][1] == "100"
     assert rows["batch of p95 sequences in them"][1] == "10"
-    assert "on a CPU the executor takes a small share" in shown
-    (told,) = planned("bundled", "--measure", "--device", "cpu")
-    assert told["measured"]["num_blocks"] == 100
-    assert told["measured"]["parameters"] == told["predicted"]["parameters"]
+    assert rows["bytes of the activations of a step of 300 tokens"][1] == "2,000,000"
+    # The recommendation is of the blocks that there are, not of those that were predicted.
+    assert rows["max_batch_size"][1] == "10"
+    assert shown.startswith("bundled on this machine's CPU") and "max_batch_size 10 for" in shown
+    assert "(from the measured KV room)" in shown.splitlines()[0]
+    assert "the measured KV room holds 10 sequences" in shown
+    assert re.search(r"compute binds decoding from batch, at 160 tokens of context +- +4 +-", shown)
+    assert "1: 10, 2: 10.1, 4: 20, 8: 40" in shown
+
+
+def test_measured_as_json(planned: Any, loaded: Taken) -> None:
+    (told,) = planned("bundled", "--measure", "--device", "cpu", "--tokens", "160", "--shared-prefix", "160")
+    measured = told["measured"]
+    assert measured["num_blocks"] == 100 and measured["kv_room_bytes"] == 100 * 16 * 10_240
+    assert measured["parameters"] == told["predicted"]["parameters"]
+    assert (measured["max_batch_size"], measured["max_batch_size_shared_prefix"]) == (5, 8)
+    assert measured["compute_bound_batch"] == 4 and measured["decode"]["context_tokens"] == 320
+    loaded.num_blocks = 9
+    (small,) = planned("bundled", "--measure", "--device", "cpu", "--tokens", "160")
+    assert small["measured"]["max_batch_size"] == 0 < small["predicted"]["max_batch_size"]
+
+
+def test_on_this_cpu_the_room_is_what_the_executor_takes(
+    planned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    free = SimpleNamespace(available=8 * GIB, total=16 * GIB)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    (told,) = planned("bundled", "--device", "cpu", "--tokens", "2048")
+    predicted = told["predicted"]
+    assert predicted["kv_room_bytes"] == 512 * 2**20 and predicted["num_blocks"] == 2**29 // (16 * 10_240)
+    assert predicted["batch"]["p95"] == 25 and predicted["max_batch_size"] == 24
+    assert predicted["left_bytes"] > 13 * GIB
+    assert any("on this CPU the executor takes 512 MiB" in note for note in told["notes"])
+    free.available = GIB // 2
+    (little,) = planned("bundled", "--device", "cpu", "--tokens", "2048")
+    assert little["predicted"]["kv_room_bytes"] == (GIB // 2 - little["predicted"]["weight_bytes"]) // 4
+    (elsewhere,) = planned("bundled", "--memory", "16GiB", "--dtype", "float32", "--tokens", "2048")
+    assert elsewhere["predicted"]["left_bytes"] == 0
+    assert not any("CPU" in note for note in elsewhere["notes"])
+
+
+def test_experts_count_as_they_are_published(tunebatch: Any, planned: Any) -> None:
+    (told,) = planned("gpt-oss-120b", "--gpu", "h100")
+    assert told["setting"]["dtype"] == "mxfp4" and told["setting"]["kv_dtype"] == "bfloat16"
+    # Its model card: a checkpoint of 60.8 GiB; the smaller one's is 12.8 GiB.
+    assert round(told["predicted"]["weight_bytes"] / GIB, 1) == 60.8
+    (smaller,) = planned("gpt-oss-20b", "--gpu", "h100")
+    assert round(smaller["predicted"]["weight_bytes"] / GIB, 1) == 12.8
+    assert any("the experts count in MXFP4, as published: 4.25 bits" in note for note in told["notes"])
+    assert any("128 tokens back, which bounds their KV" in note for note in told["notes"])
+    done = tunebatch("plan", "gpt-oss-120b", "--gpu", "h100")
+    assert done.code == 0 and "max_batch_size 48 for chat" in done.out.splitlines()[0]
+    (wide,) = planned("gpt-oss-120b", "--gpu", "h100", "--dtype", "bfloat16")
+    assert wide["predicted"]["weight_bytes"] == 2 * wide["predicted"]["parameters"]
+    assert any("published in mxfp4, here they count in bfloat16" in note for note in wide["notes"])
+    # Where nothing fits, the window bounds what is kept all the same.
+    assert wide["predicted"]["max_batch_size"] == 0
+    assert any("which bounds their KV" in note for note in wide["notes"])
+
+
+def test_the_format_that_a_config_names(planned: Any, tmp_path: Path) -> None:
+    config = json.loads((bundled_target() / "config.json").read_text())
+    said: dict[str, dict[str, Any]] = {
+        "fp8": {"quant_method": "fp8"},
+        "int4": {"quant_method": "gptq", "bits": 4},
+        "int8": {"quant_method": "awq", "bits": 8},
+        "hqq": {"quant_method": "hqq"},
+    }
+    for name, quantization in said.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    told = planned(*(f"{name}.json" for name in said), "--memory", "1GiB")
+    assert [one["setting"]["dtype"] for one in told] == ["fp8", "int4", "int8", "bfloat16"]
+    assert any("published in hqq, here they count in bfloat16" in note for note in told[3]["notes"])
+
+
+def test_several_models_get_the_same_lengths(tunebatch: Any, planned: Any) -> None:
+    long, short = planned("llama-3.1-8b", "llama-2-7b", "--gpu", "h100", "--shared-prefix", "2000")
+    assert long["predicted"]["lengths"] == short["predicted"]["lengths"]
+    (alone,) = planned("llama-2-7b", "--gpu", "h100", "--shared-prefix", "2000")
+    assert alone["predicted"] == short["predicted"]
+    (longer,) = planned("llama-3.1-8b", "--gpu", "h100", "--shared-prefix", "2000")
+    assert longer["predicted"]["lengths"]["p95_tokens"] > long["predicted"]["lengths"]["p95_tokens"]
+    told = "all models get the lengths that fit the 4,096 tokens of llama-2-7b"
+    assert any(told in note for note in long["notes"]) and not any(told in n for n in alone["notes"])
+    # 128 KiB and 512 KiB a token of the same length, in rooms of about the same size.
+    assert 3.5 < long["predicted"]["batch"]["p95"] / short["predicted"]["batch"]["p95"] < 4
+    same = planned("llama-3.1-8b", "llama-2-7b", "--gpu", "h100", "--tokens", "100")
+    assert not any("all models" in note for one in same for note in one["notes"])
+
+
+def test_a_batch_for_a_prefix_that_is_shared(tunebatch: Any, planned: Any) -> None:
+    (told,) = planned("llama-2-7b", "--gpu", "h100", "--shared-prefix", "2000")
+    predicted = told["predicted"]
+    assert (
+        predicted["max_batch_size"] <= predicted["batch"]["p95"] < predicted["max_batch_size_shared_prefix"]
+    )
+    shared = predicted["batch_shared_prefix"]["p95"]
+    assert 0.8 * shared < predicted["max_batch_size_shared_prefix"] <= shared
+    shown = tunebatch("plan", "llama-2-7b", "--gpu", "h100", "--shared-prefix", "2000").out
+    assert "max_batch_size 32 for chat (80 with the prefix stored once)" in shown.splitlines()[0]
+    assert re.search(r"\nmax_batch_size, shared tokens stored once +80\n", shown)
+    assert "stored once" not in tunebatch("plan", "llama-2-7b", "--gpu", "h100").out
 
 
 @pytest.mark.parametrize(
@@ -316,6 +435,7 @@ def test_measured_beside_predicted(tunebatch: Any, planned: Any, monkeypatch: py
         ((*LLAMA, "--shared-prefix", "-1"), "--shared-prefix -1: must be at least 0"),
         ((*LLAMA, "--block-size", "0"), "--block-size 0: must be at least 1"),
         ((*LLAMA, "--prompt-tokens", "16-256"), "--prompt-tokens '16-256': a range needs its law"),
+        ((*LLAMA, "--dtype", "mxfp4"), "--dtype mxfp4: is of experts, and llama-3.1-8b has none"),
         (("gpt2", "--measure"), "gpt2: a config without weights cannot be measured"),
         (("bundled", "--measure", "--gpu", "h100"), "--measure is of this machine"),
         (("bundled", "--measure", "--dtype", "fp8"), "--measure loads float32, bfloat16 or float16, not fp8"),

@@ -8,13 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tunebatch.engine.plan import Slice, StepPlan
-from tunebatch.engine.request import Request
-from tunebatch.engine.sequence import Sequence
-from tunebatch.execute.torch.executor import TorchExecutor
+from tunebatch.execute.torch.decode_steps import decode_step_times
 from tunebatch.execute.torch.load import load_executor, serve
 from tunebatch.execute.torch.memory import measure_memory
 from tunebatch.measure.kv_memory import KvLayout, SequenceLengths
@@ -102,20 +98,20 @@ def test_activations_are_at_most_a_little_less_than_predicted(kind: str, backend
     config = AutoConfig.for_model(kind, **{**sizes, **ACTIVE[kind], "max_position_embeddings": 512})
     network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     executor = serve(network, name=kind, backend=backend, num_blocks=20)
-    step_peak_bytes(executor)  # makes the pools
+    taken = measure_memory(executor, 256)
+    assert taken.activation_tokens == 256 and taken.activation_rows == 4
     predicted = activation_bytes(architecture(config.to_dict()), 256, 4)
-    assert 0.98 < predicted / step_peak_bytes(executor) < 1.5
+    assert 0.98 < predicted / taken.activation_bytes < 1.5
 
 
-def step_peak_bytes(executor: TorchExecutor) -> int:
-    """Of four prompts of 64 tokens, as torch's profiler sees allocations."""
-    slices = []
-    for index in range(4):
-        sequence = Sequence(Request(id=index, prompt=(1,) * 64, max_tokens=1))
-        sequence.block_table, sequence.slot = list(range(4 * index, 4 * index + 4)), index
-        slices.append(Slice(sequence, 0, 64))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        executor.logits(StepPlan(slices))
-    events = [one for one in profiled.profiler.kineto_results.events() if one.name() == "[memory]"]
-    sizes = [one.nbytes() for one in sorted(events, key=lambda one: one.start_ns())]
-    return int(np.cumsum(sizes).max())
+def test_decode_steps_at_growing_batch() -> None:
+    config = AutoConfig.for_model("llama", **SMALL)
+    network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    executor = serve(network, name="llama", backend="reference", num_blocks=25, max_slots=8)
+    measure_memory(executor)
+    times = decode_step_times(executor, 40, budget_s=60.0)
+    # With the steps that are timed a sequence takes three blocks, and 25 hold eight such.
+    assert times.context == 40 and list(times.step_s) == [1, 2, 4, 8]
+    assert all(seconds > 0 for seconds in times.step_s.values())
+    assert list(decode_step_times(executor, 1000, budget_s=60.0).step_s) == [1, 2]
+    assert list(decode_step_times(executor, 40, budget_s=0.0).step_s) == [1]

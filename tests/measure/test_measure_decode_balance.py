@@ -11,6 +11,7 @@ from tunebatch.measure.decode_balance import (
     Peaks,
     balance_of_weights,
     compute_bound_batch,
+    measured_compute_bound,
     memory_bound_from,
 )
 from tunebatch.measure.gpus import GPUS, gpu_of_driver
@@ -71,3 +72,13 @@ def test_published_peaks_are_plausible() -> None:
     assert len(set(names)) == len(names)
     assert gpu_of_driver("NVIDIA H100 80GB HBM3") is GPUS["h100"]
     assert gpu_of_driver("NVIDIA H100") is None
+
+
+def test_measured_steps_tell_where_compute_takes_over() -> None:
+    # A step reads 800 bytes, and 100 a sequence, at one byte a second; arithmetic takes 200 s a sequence.
+    steps = {batch: max(800.0 + 100 * batch, 200.0 * batch) for batch in (1, 2, 4, 8, 16, 32)}
+    assert measured_compute_bound(steps, 800, 100) == 16
+    assert measured_compute_bound({b: s for b, s in steps.items() if b <= 8}, 800, 100) is None
+    # The same times are more than the weights alone explain.
+    assert measured_compute_bound(steps, 900, 0) == 4
+    assert measured_compute_bound({1: 1.0, 2: 1.24, 4: 1.26}, 1, 0) == 4

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tunebatch.measure.kv_memory import Batches, KvLayout, SequenceLengths, batches, head_counts, rounded_down
+from tunebatch.measure.kv_memory import (
+    Batches,
+    KvLayout,
+    SequenceLengths,
+    batches,
+    fits,
+    head_counts,
+    rounded_down,
+)
 
 MIB = 2**20
 
@@ -73,3 +81,27 @@ def test_the_three_forms_of_attention() -> None:
     assert head_counts(32, 32) == [("MHA", 32), ("MQA", 1)]
     assert head_counts(4, 1) == [("MHA", 4), ("MQA", 1)]
     assert head_counts(1, 1) == [("MHA", 1)]
+
+
+def test_what_fits_and_the_batch_to_begin_with() -> None:
+    room = 1600 * layout().bytes_per_token
+    held = fits(room, layout(), lengths(64), 336, None)
+    assert (held.safe, held.max_batch_size, held.bound) == (4, 4, "memory")
+    assert held.shared is not None and held.shared.p95 == 19 and held.max_batch_size_shared == 16
+    assert held.keeping_all is None
+    assert fits(room, layout(), lengths(64), 0, None).max_batch_size_shared is None
+    by_compute = fits(room, layout(), lengths(64), 336, 2.5)
+    assert (by_compute.max_batch_size, by_compute.max_batch_size_shared, by_compute.bound) == (
+        2,
+        2,
+        "compute",
+    )
+    assert fits(room, layout(), lengths(64), 336, 0.2).max_batch_size == 1
+
+
+def test_a_window_bounds_sequences_that_are_longer_even_where_none_fits() -> None:
+    windowed = layout((32, None))
+    for room in (0, 10**9):
+        assert fits(room, windowed, lengths(16, 33), 0, None).keeping_all is not None
+        assert fits(room, windowed, lengths(16, 32), 0, None).keeping_all is None
+        assert fits(room, windowed, lengths(16), 20, None).keeping_all is not None

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from tunebatch.cli.plan_device import AskedDevice
     from tunebatch.cli.plan_lengths import AskedLengths
     from tunebatch.cli.plan_models import ModelConfig
-    from tunebatch.execute.torch.memory import MeasuredMemory
+    from tunebatch.measure.measured_plan import MeasuredPlan
     from tunebatch.measure.memory_plan import MemoryPlan, Setting
+    from tunebatch.models.architecture import Architecture
 
 
 def _text(*names: str, metavar: str, help: str) -> Any:
@@ -51,7 +52,7 @@ _PREFIX = typer.Option(
 _DTYPE = _text(
     "--dtype",
     metavar="DTYPE",
-    help="float32, bfloat16, float16, fp8, int8, int4 [as published; on a CPU float32].",
+    help="float32, bfloat16, float16, fp8, int8, int4, mxfp4 (experts) [as published; on a CPU float32].",
 )
 _KV_DTYPE = _text(
     "--kv-dtype", metavar="DTYPE", help="float32, bfloat16, float16, fp8, int8 [as the weights]."
@@ -64,16 +65,24 @@ _MEASURE = typer.Option(
     "--measure", help="Load each model here, and set what it takes beside the prediction."
 )
 
+# Batch slots of a measured model: as by default, and more than where a GPU's arithmetic takes over.
+_CPU_SLOTS, _GPU_SLOTS = 64, 512
+
 
 @dataclass(frozen=True, slots=True)
 class _Widths:
-    """What sizes a model's memory beside its config; None: as the config and the device have it."""
+    """What sizes a model's memory beside its config; None: as the config and the device have it.
+
+    Attributes:
+        loaded: The model is to be loaded, in a dtype that is computed in.
+    """
 
     dtype: str | None
     kv_dtype: str | None
     block_size: int
     batched_tokens: int
     prefix_tokens: int
+    loaded: bool
 
 
 def plan(
@@ -117,52 +126,68 @@ def plan(
         )
     lengths = AskedLengths(tokens, workload, prompt_tokens, output_tokens)
     asked = AskedDevice(memory, gpu, utilization, tflops, bandwidth, device)
-    widths = _Widths(dtype, kv_dtype, block_size, batched_tokens, shared_prefix)
+    widths = _Widths(dtype, kv_dtype, block_size, batched_tokens, shared_prefix, measure)
     found = [model_config(model) for model in models]
     if measure:
         _check_measurable(found, asked, widths)
-    plans = [_planned(one, asked, lengths, widths) for one in found]
-    measured = [
-        _measured(one, made.setting, asked) for one, made in zip(found, plans, strict=True) if measure
-    ]
+    plans = _planned(found, asked, lengths, widths)
+    measured = [_measured(one, made, asked) for one, made in zip(found, plans, strict=True) if measure]
     if json:
         _print_json(plans, measured)
     else:
         _print(plans, measured, quiet)
-    return OK if any(made.max_batch_size for made in plans) else INFEASIBLE
+    held = [taken.fits for taken in measured] or [made.fits for made in plans]
+    return OK if any(one.max_batch_size for one in held) else INFEASIBLE
 
 
-def _planned(found: ModelConfig, asked: AskedDevice, lengths: AskedLengths, widths: _Widths) -> MemoryPlan:
+def _planned(
+    found: list[ModelConfig], asked: AskedDevice, lengths: AskedLengths, widths: _Widths
+) -> list[MemoryPlan]:
     from tunebatch.cli.plan_device import planned_device
-    from tunebatch.cli.plan_lengths import sequence_lengths
+    from tunebatch.cli.plan_lengths import common_lengths
     from tunebatch.measure.memory_plan import plan_memory
-    from tunebatch.models.architecture import ConfigError, architecture
 
     device, on_cpu = planned_device(asked)
+    models = [_architecture(one) for one in found]
+    contexts = [(one.name, model.max_context) for one, model in zip(found, models, strict=True)]
+    common = common_lengths(lengths, contexts, widths.prefix_tokens)
+    return [
+        plan_memory(
+            one.name,
+            model,
+            device,
+            common,
+            _setting(widths, one.name, model, on_cpu),
+            source=one.source,
+            note=one.note,
+        )
+        for one, model in zip(found, models, strict=True)
+    ]
+
+
+def _architecture(found: ModelConfig) -> Architecture:
+    from tunebatch.models.architecture import ConfigError, architecture
+
     try:
-        model = architecture(found.config)
+        return architecture(found.config)
     except ConfigError as error:
         raise CliError(f"{found.name}: {error}") from None
-    return plan_memory(
-        found.name,
-        model,
-        device,
-        sequence_lengths(lengths, model.max_context, widths.prefix_tokens, found.name),
-        _setting(widths, "float32" if on_cpu else model.dtype),
-        source=found.source,
-        note=found.note,
-    )
 
 
-def _setting(widths: _Widths, own: str) -> Setting:
+def _setting(widths: _Widths, name: str, model: Architecture, on_cpu: bool) -> Setting:
     from tunebatch.measure.memory_plan import KV_BYTES, WEIGHT_BYTES, Setting
     from tunebatch.profile import nearest
 
+    own = "float32" if on_cpu else model.dtype
+    if not on_cpu and not widths.loaded and model.quantized in WEIGHT_BYTES:
+        own = model.quantized
     dtype = widths.dtype or own
     kv_dtype = widths.kv_dtype or (dtype if dtype in ("float32", "bfloat16", "float16") else "bfloat16")
     for flag, named, known in (("--dtype", dtype, WEIGHT_BYTES), ("--kv-dtype", kv_dtype, KV_BYTES)):
         if named not in known:
             raise CliError(f"{flag} {named!r}: unknown dtype{nearest(named, known)}")
+    if dtype == "mxfp4" and not model.num_experts:
+        raise CliError(f"--dtype mxfp4: is of experts, and {name} has none; the nearest is int4")
     return Setting(dtype, kv_dtype, widths.block_size, widths.batched_tokens, widths.prefix_tokens)
 
 
@@ -184,42 +209,49 @@ def _check_measurable(found: list[ModelConfig], asked: AskedDevice, widths: _Wid
             )
 
 
-def _measured(found: ModelConfig, setting: Setting, asked: AskedDevice) -> MeasuredMemory:
+def _measured(found: ModelConfig, plan: MemoryPlan, asked: AskedDevice) -> MeasuredPlan:
+    from tunebatch.execute.torch.decode_steps import decode_step_times
     from tunebatch.execute.torch.load import load_executor
     from tunebatch.execute.torch.memory import measure_memory
+    from tunebatch.measure.measured_plan import measured_plan
 
+    setting = plan.setting
     executor = load_executor(
         found.given,
         device=asked.device or "auto",
         dtype=setting.dtype,
         block_size=setting.block_size,
+        max_slots=_CPU_SLOTS if plan.device.cpu_free_bytes is not None else _GPU_SLOTS,
         utilization=asked.utilization,
     )
-    return measure_memory(executor)
+    memory = measure_memory(executor, setting.batched_tokens)
+    context = int(setting.prefix_tokens + plan.lengths.mean_context)
+    return measured_plan(plan, memory, decode_step_times(executor, context))
 
 
-def _print_json(plans: list[MemoryPlan], measured: list[MeasuredMemory]) -> None:
-    import dataclasses
-
+def _print_json(plans: list[MemoryPlan], measured: list[MeasuredPlan]) -> None:
     from tunebatch.cli import output
     from tunebatch.report.plan_json import SCHEMA, plan_json
+    from tunebatch.report.plan_measured import measured_json
 
     told = [plan_json(one) for one in plans]
     for one, taken in zip(told, measured, strict=False):
-        one["measured"] = dataclasses.asdict(taken)
+        one["measured"] = measured_json(taken)
     output.print_json({"schema": SCHEMA, "models": told})
 
 
-def _print(plans: list[MemoryPlan], measured: list[MeasuredMemory], quiet: bool) -> None:
+def _print(plans: list[MemoryPlan], measured: list[MeasuredPlan], quiet: bool) -> None:
     from rich.text import Text
 
     from tunebatch.cli import output
-    from tunebatch.report.plan_table import measured_table, plan_table
-    from tunebatch.report.plan_text import LEGEND, headline, measured_note, notes, reason
+    from tunebatch.report.plan_measured import measured_notes, measured_table
+    from tunebatch.report.plan_table import plan_table
+    from tunebatch.report.plan_text import LEGEND, headline, notes, reason
 
+    held = [taken.fits for taken in measured] or [None] * len(plans)
     console = output.stdout()
-    for one in plans:
-        console.print(Text(headline(one), style="bold"), soft_wrap=True)
+    for one, fits in zip(plans, held, strict=True):
+        console.print(Text(headline(one, fits), style="bold"), soft_wrap=True)
     console.print()
     console.print(plan_table(plans))
     if measured:
@@ -228,10 +260,10 @@ def _print(plans: list[MemoryPlan], measured: list[MeasuredMemory], quiet: bool)
     if quiet:
         return
     console.print()
-    for one in plans:
-        console.print(reason(one), soft_wrap=True)
+    for one, fits in zip(plans, held, strict=True):
+        console.print(reason(one, fits), soft_wrap=True)
     told = [note for one in plans for note in notes(one)]
-    for line in dict.fromkeys([*told, *(measured_note(taken.device) for taken in measured)]):
+    for line in dict.fromkeys([*told, *(note for taken in measured for note in measured_notes(taken))]):
         console.print(f"note: {line}", soft_wrap=True)
     peaks = dict.fromkeys(one.decode.peaks.source for one in plans if one.decode is not None)
     for line in (*peaks, LEGEND):

@@ -45,6 +45,8 @@ def planned_device(asked: AskedDevice) -> tuple[Device, bool]:
     Raises:
         CliError: An unknown GPU, an impossible number, or flags that contradict each other.
     """
+    import psutil
+
     from tunebatch.measure.memory_plan import Device
 
     if not 0.0 < asked.utilization <= 1.0:
@@ -63,7 +65,8 @@ def planned_device(asked: AskedDevice) -> tuple[Device, bool]:
         name, memory = gpu.name, memory or gpu.memory_bytes
     assert memory is not None
     peaks_16, peaks_32 = (_peaks(asked, gpu, wide) for wide in (False, True))
-    return Device(name or "a device", memory, asked.utilization, peaks_16, peaks_32), on_cpu
+    free = psutil.virtual_memory().available if on_cpu else None
+    return Device(name or "a device", memory, asked.utilization, peaks_16, peaks_32, free), on_cpu
 
 
 def parse_bytes(text: str) -> int:

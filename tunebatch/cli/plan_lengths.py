@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,28 @@ class AskedLengths:
     workload: str | None = None
     prompt_tokens: str | None = None
     output_tokens: str | None = None
+
+
+def common_lengths(
+    asked: AskedLengths, contexts: Sequence[tuple[str, int]], prefix_tokens: int
+) -> SequenceLengths:
+    """Of several models: the sequences that fit the shortest of their contexts, so that columns compare.
+
+    Args:
+        contexts: Names of the models, and their longest contexts.
+
+    Raises:
+        CliError: As `sequence_lengths`.
+    """
+    import numpy as np
+
+    name, shortest = min(contexts, key=lambda one: one[1])
+    found = sequence_lengths(asked, shortest, prefix_tokens, name)
+    longest = max(context for _, context in contexts)
+    if np.array_equal(found.tokens, sequence_lengths(asked, longest, prefix_tokens, name).tokens):
+        return found
+    told = f"all models get the lengths that fit the {shortest:,} tokens of {name}, so that columns compare"
+    return replace(found, notes=(*found.notes, told))
 
 
 def sequence_lengths(

@@ -8,9 +8,13 @@ kernel reaches, so the batch is a prediction of where more sequences stop being 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunebatch.measure.kv_memory import KvLayout
+
+# So much longer than memory traffic explains is more than the noise of a few steps.
+_MARGIN = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +81,24 @@ def memory_bound_from(work: DecodeWork, peaks: Peaks, max_context: int) -> int |
         else:
             low = middle
     return high
+
+
+def measured_compute_bound(step_s: Mapping[int, float], weight_bytes: float, kv_bytes: float) -> int | None:
+    """The smallest measured batch whose decode step takes longer than memory traffic explains.
+
+    A step at batch 1 bounds what traffic costs from above: it reads the weights and one sequence's keys and
+    values, and has next to no arithmetic. More sequences add their keys and values at the same rate.
+
+    Args:
+        step_s: Seconds of a step, by batch; 1 is among them.
+        kv_bytes: Keys and values of one sequence.
+    """
+    per_byte_s = step_s[1] / (weight_bytes + kv_bytes)
+    return next(
+        (
+            batch
+            for batch, seconds in sorted(step_s.items())
+            if seconds > _MARGIN * per_byte_s * (weight_bytes + batch * kv_bytes)
+        ),
+        None,
+    )

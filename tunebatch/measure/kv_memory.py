@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Bound = Literal["memory", "compute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,33 @@ class Batches:
     p95: int
 
 
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """What a KV room holds, and the batch to begin with in it.
+
+    Attributes:
+        batch: Sequences that fit, each with its own copy of a prefix.
+        keeping_all: The same in a cache that keeps what lies beyond a window, as TuneBatch's own does; None
+            where no sequence is longer than a window.
+        shared: With the prefix stored once; None without a prefix.
+        max_batch_size: To begin with; 0: not one sequence fits.
+        max_batch_size_shared: The same with the prefix stored once; None without a prefix.
+        bound: What keeps ``max_batch_size`` from being larger.
+    """
+
+    batch: Batches
+    keeping_all: Batches | None
+    shared: Batches | None
+    max_batch_size: int
+    max_batch_size_shared: int | None
+    bound: Bound
+
+    @property
+    def safe(self) -> int:
+        """Sequences as long as the p95 in this engine's cache."""
+        return (self.keeping_all or self.batch).p95
+
+
 def _ramp(tokens: Floats, window: int | None) -> Floats:
     """What the first tokens of a sequence see, summed: 1, 2, 3, up to the window and on with it."""
     rising = tokens if window is None else np.minimum(tokens, window)
@@ -165,6 +194,34 @@ def batches(
     mean = layout.bytes_of(own_tokens + lengths.tokens).mean()
     room = max(0, kv_room_bytes - prefix_bytes)
     return Batches(int(room // mean), int(room // safe))
+
+
+def fits(
+    kv_room_bytes: int,
+    layout: KvLayout,
+    lengths: SequenceLengths,
+    prefix_tokens: int,
+    compute_bound_batch: float | None,
+) -> Fits:
+    """What the room holds.
+
+    Args:
+        compute_bound_batch: More sequences than these only add delay; None: not so, or not known.
+    """
+    by_compute = math.inf if compute_bound_batch is None else max(1.0, compute_bound_batch)
+    longest = prefix_tokens + int(lengths.tokens.max())
+    windowed = any(window is not None and window < longest for window in layout.windows)
+    kept = layout.keeping_all()
+    in_memory = batches(kv_room_bytes, kept, lengths, prefix_tokens)
+    sharing = batches(kv_room_bytes, kept, lengths, prefix_tokens, shared=True).p95 if prefix_tokens else None
+    return Fits(
+        batch=batches(kv_room_bytes, layout, lengths, prefix_tokens),
+        keeping_all=in_memory if windowed else None,
+        shared=batches(kv_room_bytes, layout, lengths, prefix_tokens, shared=True) if prefix_tokens else None,
+        max_batch_size=rounded_down(min(in_memory.p95, by_compute)),
+        max_batch_size_shared=None if sharing is None else rounded_down(min(sharing, by_compute)),
+        bound="compute" if by_compute < in_memory.p95 else "memory",
+    )
 
 
 def rounded_down(count: float) -> int:

@@ -1,15 +1,15 @@
 """What a device's memory holds of a model and its sequences, predicted from the config alone.
 
 KV room        = device memory x utilization - weights - peak activations
+                 (on this machine's CPU no more than the executor takes of what is free)
 max concurrent = KV room / KV bytes of a sequence
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
 
+from tunebatch.execute.kv_room import cpu_kv_bytes
 from tunebatch.measure.decode_balance import (
     DecodeWork,
     Peaks,
@@ -19,23 +19,32 @@ from tunebatch.measure.decode_balance import (
 )
 from tunebatch.measure.kv_memory import (
     Batches,
+    Fits,
     KvLayout,
     SequenceLengths,
     batches,
+    fits,
     head_counts,
-    rounded_down,
 )
 from tunebatch.models.architecture import Architecture
 from tunebatch.models.parameters import Parameters, count_parameters
 
 # Bytes of a number. Below 16 bits it is the layers' matrices that are so small; embeddings, norms and the
 # head stay in 16 bits, as in published FP8, GPTQ and AWQ checkpoints. Their scales are not counted.
-WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
+# MXFP4 is of the experts' matrices alone: 4 bits, and a scale of 8 bits for each 32 of them (OCP Microscaling
+# Formats v1.0, 2023), as gpt-oss is published.
+WEIGHT_BYTES = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "float16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "int4": 0.5,
+    "mxfp4": 4.25 / 8,
+}
 KV_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
 # Rows of logits that exist at once, at most: the sequences that a step samples.
 _SAMPLED_ROWS = 256
-
-Bound = Literal["memory", "compute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,8 @@ class Device:
         utilization: Share of the memory that weights, activations and KV cache may take together.
         peaks_16: Peaks of 16-bit arithmetic, in which smaller weights are computed too; None: not known.
         peaks_32: Peaks of float32.
+        cpu_free_bytes: Of this machine's CPU: memory that is free now, of which the executor takes a share;
+            None: another device, all of whose memory it may take.
     """
 
     name: str
@@ -53,6 +64,7 @@ class Device:
     utilization: float
     peaks_16: Peaks | None = None
     peaks_32: Peaks | None = None
+    cpu_free_bytes: int | None = None
 
     @property
     def usable_bytes(self) -> int:
@@ -119,13 +131,8 @@ class MemoryPlan:
 
     Attributes:
         source: Where the config is from.
+        left_bytes: On a CPU: what the executor leaves to others of the memory that it could use.
         kv_room_bytes: Below 0 where the weights do not fit.
-        batch: Sequences that fit, each with its own copy of a prefix.
-        batch_keeping_all: The same in a cache that keeps what lies beyond a window, as TuneBatch's own does;
-            None where no sequence is longer than a window.
-        batch_shared: With the prefix stored once; None without a prefix.
-        max_batch_size: To begin with; 0: not one sequence fits.
-        bound: What keeps it from being larger.
     """
 
     name: str
@@ -139,15 +146,17 @@ class MemoryPlan:
     layout: KvLayout
     weight_bytes: int
     activation_bytes: int
+    left_bytes: int
     kv_room_bytes: int
     num_blocks: int
-    batch: Batches
-    batch_keeping_all: Batches | None
-    batch_shared: Batches | None
+    fits: Fits
     forms: tuple[HeadForm, ...]
     decode: DecodeBalance | None
-    max_batch_size: int
-    bound: Bound
+
+    def in_room(self, kv_room_bytes: int) -> Fits:
+        """What another KV room holds of the same sequences, such as one that was measured."""
+        by_compute = None if self.decode is None else self.decode.with_kv
+        return fits(kv_room_bytes, self.layout, self.lengths, self.setting.prefix_tokens, by_compute)
 
 
 def plan_memory(
@@ -167,13 +176,10 @@ def plan_memory(
     )
     weights = weight_bytes(parameters, setting.dtype)
     activations = activation_bytes(model, setting.batched_tokens, WEIGHT_BYTES[setting.dtype])
-    room, prefix = device.usable_bytes - weights - activations, setting.prefix_tokens
-    fitting = batches(room, layout, lengths, prefix)
-    keeping_all = batches(room, layout.keeping_all(), lengths, prefix)
+    most, prefix = device.usable_bytes - weights - activations, setting.prefix_tokens
+    room = _room(most, device, weights, layout.bytes_per_token * model.max_context)
     decode = _balance(model, parameters, device, lengths, setting, layout)
-    in_memory = keeping_all.p95
-    by_compute = decode.with_kv if decode is not None else None
-    bound: Bound = "compute" if by_compute is not None and by_compute < in_memory else "memory"
+    by_compute = None if decode is None else decode.with_kv
     return MemoryPlan(
         name=name,
         source=source,
@@ -186,15 +192,12 @@ def plan_memory(
         layout=layout,
         weight_bytes=weights,
         activation_bytes=activations,
+        left_bytes=most - room,
         kv_room_bytes=room,
         num_blocks=max(0, room) // layout.bytes_per_block,
-        batch=fitting,
-        batch_keeping_all=keeping_all if keeping_all != fitting else None,
-        batch_shared=batches(room, layout, lengths, prefix, shared=True) if prefix else None,
+        fits=fits(room, layout, lengths, prefix, by_compute),
         forms=_forms(model, room, layout, lengths, prefix),
         decode=decode,
-        max_batch_size=rounded_down(min(in_memory, max(1.0, by_compute or math.inf))),
-        bound=bound,
     )
 
 
@@ -203,7 +206,9 @@ def weight_bytes(parameters: Parameters, dtype: str) -> int:
     return _bytes(parameters, parameters.embedding + parameters.norms + parameters.head, dtype)
 
 
-def activation_bytes(model: Architecture, tokens: int, element_bytes: float) -> int:
+def activation_bytes(
+    model: Architecture, tokens: int, element_bytes: float, sampled_rows: int = _SAMPLED_ROWS
+) -> int:
     """The peak within a step of so many tokens, roughly, and rather too much.
 
     It is reached in the MLP, where the product exists beside what it is made of (with experts, for each that
@@ -216,14 +221,21 @@ def activation_bytes(model: Architecture, tokens: int, element_bytes: float) -> 
         inner = model.experts_per_token * (inner + 4 * model.hidden)
     width = inner + 3 * model.hidden + 2 * (model.heads + model.kv_heads) * model.head_dim
     size = max(2.0, element_bytes)
-    logits = min(tokens, _SAMPLED_ROWS) * model.vocab * (size + 4)  # and once more in float32, to sample from
+    logits = min(tokens, sampled_rows) * model.vocab * (size + 4)  # and once more in float32, to sample from
     return int(max(tokens * width * size, logits))
 
 
 def _bytes(parameters: Parameters, kept: int, dtype: str) -> int:
     """Of the layers' matrices in the dtype, and of the rest that is kept in 16 bits or more."""
-    size = WEIGHT_BYTES[dtype]
-    return int((parameters.attention + parameters.mlp) * size + kept * max(2.0, size))
+    size, layers = WEIGHT_BYTES[dtype], parameters.attention + parameters.mlp
+    small = parameters.experts if dtype == "mxfp4" else layers
+    return int(small * size + (kept + layers - small) * max(2.0, size))
+
+
+def _room(most: int, device: Device, weights: int, context_bytes: int) -> int:
+    if device.cpu_free_bytes is None:
+        return most
+    return min(most, cpu_kv_bytes(device.cpu_free_bytes - weights, context_bytes))
 
 
 def _balance(

@@ -28,7 +28,9 @@ class Architecture:
         kv_heads: Heads of its keys and values: as many (MHA), fewer (GQA) or one (MQA).
         intermediate: Width of the MLP, or of one expert.
         windows: For each layer how many tokens it sees back, its own included; None: all.
-        dtype: Of the published weights.
+        dtype: Of the published weights, or of what of them is not quantized.
+        quantized: What the published weights are quantized to: ``mxfp4`` (the experts alone), ``fp8``,
+            ``int8``, ``int4``, or the config's own name of a method that is not counted; None: they are not.
         num_experts: Of a layer; 0: one MLP.
         experts_per_token: How many of them a token goes through.
     """
@@ -50,6 +52,7 @@ class Architecture:
     mlp_bias: bool
     num_experts: int = 0
     experts_per_token: int = 0
+    quantized: str | None = None
 
     @property
     def family(self) -> Family:
@@ -86,6 +89,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         mlp_bias=_says(config, family, family.mlp_bias),
         num_experts=num_experts,
         experts_per_token=experts_per_token,
+        quantized=_quantized(config),
     )
 
 
@@ -206,3 +210,15 @@ def _dtype(config: Mapping[str, Any]) -> str:
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype is {dtype!r}, must be one of {', '.join(_DTYPES)}")
     return dtype
+
+
+def _quantized(config: Mapping[str, Any]) -> str | None:
+    said = config.get("quantization_config")
+    if said is None:
+        return None
+    method = said.get("quant_method") if isinstance(said, Mapping) else None
+    if not isinstance(method, str):
+        return "a format without a name"
+    if method in ("gptq", "awq") and said.get("bits") in (4, 8):
+        return f"int{said['bits']}"
+    return method

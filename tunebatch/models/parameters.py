@@ -18,6 +18,7 @@ class Parameters:
         norms: All of them.
         head: From hidden state to logits; 0 where it is the embedding.
         tied_head: What the embedding holds for the head.
+        experts: Of ``mlp``, the matrices of all experts, without biases and routers.
         idle_experts: Of ``mlp``, what one token does not go through.
     """
 
@@ -27,6 +28,7 @@ class Parameters:
     norms: int
     head: int
     tied_head: int
+    experts: int
     idle_experts: int
 
     @property
@@ -63,6 +65,7 @@ def count_parameters(model: Architecture) -> Parameters:
         + model.layers * _qk_norms(model),
         head=0 if model.tied else table,
         tied_head=table if model.tied else 0,
+        experts=model.layers * experts * _matrices(model),
         idle_experts=model.layers * expert * (experts - model.experts_per_token),
     )
 
@@ -76,10 +79,13 @@ def _attention(model: Architecture) -> int:
 
 def _mlp(model: Architecture) -> int:
     """Of a layer, or of one of its experts."""
-    inputs = 2 if model.family.gated else 1
-    weights = (inputs + 1) * model.hidden * model.intermediate
     has_bias = model.mlp_bias or model.family.expert_bias
-    return weights + has_bias * (inputs * model.intermediate + model.hidden)
+    return _matrices(model) + has_bias * ((1 + model.family.gated) * model.intermediate + model.hidden)
+
+
+def _matrices(model: Architecture) -> int:
+    """Of a layer's MLP, or of one of its experts."""
+    return (2 + model.family.gated) * model.hidden * model.intermediate
 
 
 def _qk_norms(model: Architecture) -> int:

@@ -207,6 +207,7 @@ def _gpt_oss(layers: int, experts: int) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "eos_token_id": 200002,
         "pad_token_id": 199999,
+        "quantization_config": _MXFP4,
         "dtype": "bfloat16",
     }
 
@@ -216,7 +217,15 @@ def _rope(theta: float) -> dict[str, Any]:
 
 
 _IDS_1_2 = {"bos_token_id": 1, "eos_token_id": 2}
-_MXFP4 = "the experts are published in MXFP4 (4.25 bits), here they count in the dtype asked for"
+_MXFP4 = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": [
+        "model.layers.*.self_attn",
+        "model.layers.*.mlp.router",
+        "model.embed_tokens",
+        "lm_head",
+    ],
+}
 _MIXTRAL = {
     "architectures": ["MixtralForCausalLM"],
     "model_type": "mixtral",
@@ -355,7 +364,7 @@ SHAPES: dict[str, Shape] = {
     "gemma-2-9b": Shape("google/gemma-2-9b-it", _gemma2(3584, 42, 16, 8, 14336, 256, 256)),
     "gemma-3-1b": Shape("google/gemma-3-1b-it", _GEMMA3_1B),
     "phi-3-mini": Shape("microsoft/Phi-3-mini-4k-instruct", _PHI3_MINI),
-    "gpt-oss-20b": Shape("openai/gpt-oss-20b", _gpt_oss(24, 32), _MXFP4),
-    "gpt-oss-120b": Shape("openai/gpt-oss-120b", _gpt_oss(36, 128), _MXFP4),
+    "gpt-oss-20b": Shape("openai/gpt-oss-20b", _gpt_oss(24, 32)),
+    "gpt-oss-120b": Shape("openai/gpt-oss-120b", _gpt_oss(36, 128)),
     "gpt2": Shape("openai-community/gpt2", _GPT2),
 }  # fmt: skip

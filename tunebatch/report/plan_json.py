@@ -13,7 +13,8 @@ SCHEMA = "tunebatch.memory_plan.v1"
 
 def plan_json(plan: MemoryPlan) -> dict[str, Any]:
     """Names carry their units; None where a number does not exist."""
-    model, device, lengths = plan.architecture, plan.device, plan.lengths
+    model, device, lengths, fits = plan.architecture, plan.device, plan.lengths, plan.fits
+    formats = [dtype for dtype in WEIGHT_BYTES if dtype != "mxfp4" or model.num_experts]
     return {
         "model": plan.name,
         "source": plan.source,
@@ -27,6 +28,7 @@ def plan_json(plan: MemoryPlan) -> dict[str, Any]:
             "max_context": model.max_context,
             "windowed_layers": sum(window is not None for window in model.windows),
             "num_experts": model.num_experts,
+            "quantized": model.quantized,
         },
         "device": {
             "name": device.name,
@@ -38,9 +40,10 @@ def plan_json(plan: MemoryPlan) -> dict[str, Any]:
             "parameters": plan.parameters.total,
             "active_parameters": plan.parameters.active,
             "weight_bytes": plan.weight_bytes,
-            "weight_bytes_by_dtype": {dtype: weight_bytes(plan.parameters, dtype) for dtype in WEIGHT_BYTES},
+            "weight_bytes_by_dtype": {dtype: weight_bytes(plan.parameters, dtype) for dtype in formats},
             "activation_bytes": plan.activation_bytes,
             "kv_bytes_per_token": plan.layout.bytes_per_token,
+            "left_bytes": plan.left_bytes,
             "kv_room_bytes": plan.kv_room_bytes,
             "num_blocks": plan.num_blocks,
             "lengths": {
@@ -49,13 +52,14 @@ def plan_json(plan: MemoryPlan) -> dict[str, Any]:
                 "p90_tokens": lengths.percentile(90),
                 "p95_tokens": lengths.percentile(95),
             },
-            "batch": asdict(plan.batch),
-            "batch_keeping_all": None if plan.batch_keeping_all is None else asdict(plan.batch_keeping_all),
-            "batch_shared_prefix": None if plan.batch_shared is None else asdict(plan.batch_shared),
+            "batch": asdict(fits.batch),
+            "batch_keeping_all": None if fits.keeping_all is None else asdict(fits.keeping_all),
+            "batch_shared_prefix": None if fits.shared is None else asdict(fits.shared),
             "heads": [asdict(form) for form in plan.forms],
             "decode": None if plan.decode is None else _decode(plan.decode),
-            "max_batch_size": plan.max_batch_size,
-            "bound": plan.bound,
+            "max_batch_size": fits.max_batch_size,
+            "max_batch_size_shared_prefix": fits.max_batch_size_shared,
+            "bound": fits.bound,
         },
         "reason": reason(plan),
         "notes": notes(plan),

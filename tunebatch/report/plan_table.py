@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
 
-from tunebatch.measure.kv_memory import batches
 from tunebatch.measure.memory_plan import HeadForm, MemoryPlan
 from tunebatch.report.plan_text import bytes_text, count_text, factor_text
-
-if TYPE_CHECKING:
-    from tunebatch.execute.torch.memory import MeasuredMemory
 
 Cell = Callable[[MemoryPlan], str]
 Group = list[tuple[str, Cell]]
@@ -36,41 +31,11 @@ def plan_table(plans: Sequence[MemoryPlan]) -> Table:
         if told:
             table.add_row()
     table.add_row("max_batch_size", *map(_recommended, plans), style="bold green")
+    if plans[0].setting.prefix_tokens:
+        table.add_row(
+            "max_batch_size, shared tokens stored once", *map(_recommended_shared, plans), style="bold green"
+        )
     return table
-
-
-def measured_table(plans: Sequence[MemoryPlan], measured: Sequence[MeasuredMemory]) -> Table:
-    """What each loaded model takes, beside what was predicted of it."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model", no_wrap=True)
-    table.add_column("")
-    for name in ("predicted", "measured", "difference"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for plan, taken in zip(plans, measured, strict=True):
-        kept = plan.layout.keeping_all()
-        room, prefix = taken.num_blocks * kept.bytes_per_block, plan.setting.prefix_tokens
-        for index, (label, predicted, found) in enumerate(
-            (
-                ("parameters", plan.parameters.total, taken.parameters),
-                (f"bytes of the weights in {taken.dtype}", plan.weight_bytes, taken.weight_bytes),
-                ("KV bytes of a token", plan.layout.bytes_per_token, taken.kv_bytes_per_token),
-                (f"KV blocks of {taken.block_size} tokens", plan.num_blocks, taken.num_blocks),
-                (
-                    "batch of p95 sequences in them",
-                    (plan.batch_keeping_all or plan.batch).p95,
-                    batches(room, kept, plan.lengths, prefix).p95,
-                ),
-            )
-        ):
-            name = plan.name if index == 0 else ""
-            table.add_row(name, label, f"{predicted:,}", f"{found:,}", _difference(predicted, found))
-    return table
-
-
-def _difference(predicted: int, found: int) -> str:
-    if predicted == found:
-        return "none"
-    return f"{100 * (found / predicted - 1):+.1f} %" if predicted else _NOTHING
 
 
 def _model() -> Group:
@@ -94,6 +59,10 @@ def _room(plan: MemoryPlan) -> Group:
         (f"device memory, {share}", lambda p: bytes_text(p.device.usable_bytes)),
         ("- weights", lambda p: bytes_text(p.weight_bytes)),
         (f"- activations of a step of {step}, roughly", lambda p: bytes_text(p.activation_bytes)),
+        (
+            "- what the executor leaves to others on a CPU",
+            lambda p: bytes_text(p.left_bytes) if p.left_bytes else _NOTHING,
+        ),
         ("= KV room", lambda p: bytes_text(p.kv_room_bytes)),
         (f"  in blocks of {plan.setting.block_size} tokens", lambda p: f"{p.num_blocks:,}"),
     ]
@@ -107,11 +76,11 @@ def _sequences(plan: MemoryPlan) -> Group:
         ("  p90", lambda p: f"{p.lengths.percentile(90):,}"),
         ("  p95", lambda p: f"{p.lengths.percentile(95):,}"),
         ("KV of a p95 sequence", _kv_of_p95),
-        ("batch of mean sequences", lambda p: f"{p.batch.mean:,}"),
-        ("batch of p95 sequences (safe)", lambda p: f"{p.batch.p95:,}"),
+        ("batch of mean sequences", lambda p: f"{p.fits.batch.mean:,}"),
+        ("batch of p95 sequences (safe)", lambda p: f"{p.fits.batch.p95:,}"),
         (
             "  with all of their context kept",
-            lambda p: _NOTHING if p.batch_keeping_all is None else f"{p.batch_keeping_all.p95:,}",
+            lambda p: _NOTHING if p.fits.keeping_all is None else f"{p.fits.keeping_all.p95:,}",
         ),
         (f"  with the {prefix:,} shared tokens stored once", _shared),
     ]
@@ -123,10 +92,10 @@ def _kv_of_p95(plan: MemoryPlan) -> str:
 
 
 def _shared(plan: MemoryPlan) -> str:
-    shared = plan.batch_shared
+    shared = plan.fits.shared
     if shared is None:
         return _NOTHING
-    gain = f" ({shared.p95 / plan.batch.p95:.3g}x)" if plan.batch.p95 else ""
+    gain = f" ({shared.p95 / plan.fits.batch.p95:.3g}x)" if plan.fits.batch.p95 else ""
     return f"{shared.p95:,}{gain}"
 
 
@@ -176,4 +145,8 @@ def _never_from(plan: MemoryPlan) -> str:
 
 
 def _recommended(plan: MemoryPlan) -> str:
-    return f"{plan.max_batch_size:,}" if plan.max_batch_size else "does not fit"
+    return f"{plan.fits.max_batch_size:,}" if plan.fits.max_batch_size else "does not fit"
+
+
+def _recommended_shared(plan: MemoryPlan) -> str:
+    return f"{plan.fits.max_batch_size_shared:,}" if plan.fits.max_batch_size_shared else "does not fit"

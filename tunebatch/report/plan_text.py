@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tunebatch.execute.kv_room import CONTEXTS, CPU_KV_BYTES, CPU_SHARE
+from tunebatch.measure.kv_memory import Fits
 from tunebatch.measure.memory_plan import MemoryPlan
 from tunebatch.report.rows import number
 
@@ -11,31 +13,43 @@ LEGEND = (
 )
 
 
-def headline(plan: MemoryPlan) -> str:
-    """``llama-3.1-8b on NVIDIA H100 SXM (79.6 GiB): max_batch_size 160 for chat, ... (predicted)``"""
+def headline(plan: MemoryPlan, measured: Fits | None = None) -> str:
+    """``llama-3.1-8b on NVIDIA H100 SXM (79.6 GiB): max_batch_size 160 for chat, ... (predicted)``
+
+    Args:
+        measured: What the KV room holds that the loaded model left, instead of the predicted.
+    """
     where = f"{plan.name} on {plan.device.name} ({bytes_text(plan.device.memory_bytes)})"
-    if plan.max_batch_size:
-        what = f"max_batch_size {plan.max_batch_size} for {plan.lengths.name}, bound by {plan.bound}"
-    elif plan.kv_room_bytes <= 0:
+    held = measured or plan.fits
+    if held.max_batch_size:
+        what = f"max_batch_size {held.max_batch_size} for {plan.lengths.name}{_sharing(held)}"
+        what += f", bound by {held.bound}"
+    elif plan.kv_room_bytes <= 0 and measured is None:
         what = "does not fit"
     else:
-        what = f"has no room for one sequence of {plan.lengths.name}"
-    return f"{where}: {what} (predicted)"
+        what = f"has no room for one sequence of {plan.lengths.name}{_sharing(held)}"
+    return f"{where}: {what} ({'from the measured KV room' if measured else 'predicted'})"
 
 
-def reason(plan: MemoryPlan) -> str:
+def _sharing(held: Fits) -> str:
+    if not held.max_batch_size_shared:
+        return ""
+    return f" ({held.max_batch_size_shared} with the prefix stored once)"
+
+
+def reason(plan: MemoryPlan, measured: Fits | None = None) -> str:
     """Why the recommended batch is what it is, in one line."""
-    if plan.kv_room_bytes <= 0:
+    if plan.kv_room_bytes <= 0 and measured is None:
         needed, usable = plan.weight_bytes + plan.activation_bytes, plan.device.usable_bytes
         return (
             f"{plan.name}: weights and activations take {bytes_text(needed)}, "
             f"and {bytes_text(usable)} may be used"
         )
-    safe = (plan.batch_keeping_all or plan.batch).p95
+    held, what = measured or plan.fits, "measured KV room" if measured else "KV room"
     longest = f"{plan.setting.prefix_tokens + plan.lengths.percentile(95):,} tokens"
-    kept = ", all of their context kept" if plan.batch_keeping_all is not None else ""
-    room = f"{plan.name}: the KV room holds {safe:,} sequences of {longest} (p95){kept}"
-    return f"{room}; {_compute(plan)}" if plan.max_batch_size else room
+    kept = ", all of their context kept" if held.keeping_all is not None else ""
+    room = f"{plan.name}: the {what} holds {held.safe:,} sequences of {longest} (p95){kept}"
+    return f"{room}; {_compute(plan)}" if held.max_batch_size else room
 
 
 def _compute(plan: MemoryPlan) -> str:
@@ -46,7 +60,7 @@ def _compute(plan: MemoryPlan) -> str:
         return (
             f"at {context} the reading of keys and values binds a decode step of any size, and compute none"
         )
-    if plan.bound == "compute":
+    if plan.fits.bound == "compute":
         return (
             f"from about {batch:,.0f} on, at {context}, compute binds a decode step, and more add only delay"
         )
@@ -54,15 +68,33 @@ def _compute(plan: MemoryPlan) -> str:
 
 
 def notes(plan: MemoryPlan) -> list[str]:
-    """What else there is to know about the numbers of one model."""
-    found = [*plan.lengths.notes, *_window_notes(plan)]
-    if plan.setting.dtype in ("fp8", "int8", "int4"):
+    """What else there is to know about the numbers of one model; the lengths are those of all."""
+    found = [*_window_notes(plan), *_format_notes(plan)]
+    if plan.device.cpu_free_bytes is not None:
         found.append(
-            f"{plan.setting.dtype}: embeddings, norms and head count in 16 bits, scales do not count"
+            f"on this CPU the executor takes {bytes_text(CPU_KV_BYTES)} for keys and values, or {CONTEXTS} "
+            f"of the longest sequences, and at most {CPU_SHARE:.0%} of the memory that is free"
         )
     if plan.note:
         found.append(plan.note)
-    return [f"{plan.name}: {note}" for note in found]
+    return [*plan.lengths.notes, *(f"{plan.name}: {note}" for note in found)]
+
+
+def _format_notes(plan: MemoryPlan) -> list[str]:
+    dtype, published = plan.setting.dtype, plan.architecture.quantized
+    found = []
+    if dtype == "mxfp4":
+        as_published = ", as published" if published == dtype else ""
+        found.append(
+            f"the experts count in MXFP4{as_published}: 4.25 bits a weight with their scales; "
+            "all other weights count in 16 bits"
+        )
+    if dtype in ("fp8", "int8", "int4"):
+        found.append(f"{dtype}: embeddings, norms and head count in 16 bits, scales do not count")
+    if published not in (None, dtype):
+        parts = "experts" if published == "mxfp4" else "weights"
+        found.append(f"the {parts} are published in {published}, here they count in {dtype}")
+    return found
 
 
 def _window_notes(plan: MemoryPlan) -> list[str]:
@@ -71,18 +103,11 @@ def _window_notes(plan: MemoryPlan) -> list[str]:
     if not windows:
         return []
     told = f"{len(windows)} of {model.layers} layers see {max(windows):,} tokens back"
-    if plan.batch_keeping_all is None:
+    if plan.fits.keeping_all is None:
         return [f"{told}, which bounds nothing at these lengths"]
     return [
         f"{told}, which bounds their KV; max_batch_size is for a cache that keeps all, as this engine's does"
     ]
-
-
-def measured_note(device: str) -> str:
-    """Why an executor takes fewer blocks than would fit."""
-    if device == "cpu":
-        return "on a CPU the executor takes a small share of the memory, which is not its alone"
-    return "the executor takes no more blocks than its batch slots can fill"
 
 
 def bytes_text(count: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 
+from tunebatch.execute.kv_room import blocks_of_slots, cpu_kv_bytes
 from tunebatch.execute.torch import selfcheck
 from tunebatch.execute.torch.attention import choose_backend
 from tunebatch.execute.torch.attention.base import attention_forward
@@ -21,9 +22,6 @@ from tunebatch.models.hub import hub_answers, silence_told
 from tunebatch.models.unservable import why_unservable
 
 ATTENTION_NAME = "tunebatch"
-# On a CPU, where the memory is not ours alone: so much, or a few of the longest sequences.
-CPU_KV_BYTES = 512 * 2**20
-_CONTEXTS, _CPU_SHARE = 4, 0.25
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -274,13 +272,13 @@ def _eos(network: Any) -> frozenset[int]:
 
 def _blocks_that_fit(probe: TorchExecutor, max_slots: int, utilization: float) -> int:
     """As many blocks as all slots could fill, within the memory that is there."""
-    wanted = max_slots * -(-probe.max_context // probe.block_size)
+    wanted = blocks_of_slots(max_slots, probe.max_context, probe.block_size)
     if probe.device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         room = free - int(total * (1 - utilization))
     else:
-        contexts = _CONTEXTS * probe.cache.bytes_per_token * probe.max_context
-        room = min(max(CPU_KV_BYTES, contexts), int(psutil.virtual_memory().available * _CPU_SHARE))
+        context_bytes = probe.cache.bytes_per_token * probe.max_context
+        room = cpu_kv_bytes(psutil.virtual_memory().available, context_bytes)
     per_block = max(1, probe.cache.bytes_per_token * probe.block_size)
     if room < per_block:
         raise ModelError("no memory is left for a KV cache after the weights; use a smaller model")
