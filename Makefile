@@ -2,12 +2,13 @@
 PYTHON ?= python3
 SWEEP_ARGS ?=
 BENCH_ARGS ?=
+CLAIMS_ARGS ?=
 
 VENV := .venv
 STAMP := $(VENV)/.installed
 PIP := $(VENV)/bin/python -m pip -qq --disable-pip-version-check
 
-.PHONY: sweep test check bench clean
+.PHONY: sweep test check bench claims clean
 
 sweep: $(STAMP)
 	@$(VENV)/bin/tunebatch sweep $(SWEEP_ARGS)
@@ -27,6 +28,10 @@ bench: $(STAMP)
 	@$(VENV)/bin/python benchmarks/ngram_lookup.py
 	@$(VENV)/bin/python benchmarks/draft_step.py
 	@$(VENV)/bin/python benchmarks/engine_cpu.py $(BENCH_ARGS)
+
+# Nothing else may run beside it.
+claims: $(STAMP)
+	@$(VENV)/bin/python benchmarks/claims.py $(CLAIMS_ARGS)
 
 # The stamp goes first and comes last, so that an installation that broke off is begun again. torch is
 # installed alone, before anything that would choose another build of it.
