@@ -76,6 +76,56 @@ def test_a_broken_trace_is_told_before_the_model_is_loaded(tunebatch: Any, fake_
     assert fake_model == []
 
 
+def lengths(path: str, *columns: str) -> str:
+    names = columns or ("num_prefill_tokens", "num_decode_tokens", "num_total_tokens", "pd_ratio")
+    rows = [",".join(["40", "8", "48", "5.0"][: len(names)])] * 70
+    Path(path).write_text("\n".join([",".join(names), *rows]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("columns", [(), ("num_prefill_tokens", "num_decode_tokens")])
+def test_a_trace_of_lengths_comes_at_the_rate_or_all_at_once(
+    tunebatch: Any, columns: tuple[str, ...]
+) -> None:
+    call = ["run", "-w", "vidur", "--trace-file", lengths("l.csv", *columns)]
+    done = tunebatch(*call, "--rate", "5", "-o", "paced")
+    assert done.code == 0, done.err
+    assert "l: 70 requests, Poisson at 5 req/s" in done.err
+    assert json.loads(Path("paced/result.json").read_text())["request_rate"] == 5.0
+    done = tunebatch(*call, "-o", "saturated")
+    assert done.code == 0, done.err
+    assert "l: 70 requests, all at once" in done.err
+    assert "no arrivals in the trace: Poisson ones at the rate of --rate; all at once without" in done.err
+
+
+def test_a_trace_of_lengths_can_be_swept_and_keeps_the_rate_of_a_profile(tunebatch: Any) -> None:
+    Path("mine.toml").write_text(
+        f'[workload]\ntrace_file = "{lengths("l.csv")}"\nrate_per_s = 3\n[slo]\np90_ttft = "2s"\n'
+    )
+    assert "Poisson at 3 req/s" in tunebatch("run", "-p", "mine.toml", "-o", "run").err
+    done = tunebatch("sweep", "-p", "mine.toml", "--strategy", "sequential", "-o", "swept")
+    assert done.code == 0 and "req/s inside the SLO" in done.out, done.err
+
+
+def test_a_profile_that_wants_a_traces_own_arrivals_is_told_where_there_are_none(
+    tunebatch: Any, fake_model: list[str]
+) -> None:
+    Path("mine.toml").write_text(f'[workload]\ntrace_file = "{lengths("l.csv")}"\narrivals = "trace"\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    assert done.code == 2 and fake_model == []
+    assert "l.csv, line 1: the trace has no arrivals" in done.err and "arrivals = 'poisson'" in done.err
+
+
+def test_a_trace_without_one_request_is_told_with_its_line_before_a_model_is_loaded(
+    tunebatch: Any, fake_model: list[str]
+) -> None:
+    rows = [f"2023-11-16 18:00:0{number}.0,{number % 2},0" for number in range(9)]
+    Path("t.csv").write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
+    done = tunebatch("run", "--trace-file", "t.csv")
+    assert done.code == 2 and fake_model == []
+    assert "error: t.csv, line 2: no row from here on has both prompt and output tokens" in done.err
+
+
 def test_another_format_than_the_workload_is_refused(tunebatch: Any, trace: str) -> None:
     Path("mine.toml").write_text(
         f'[workload]\nname = "azure"\ntrace_file = "{trace}"\ntrace_format = "jsonl"\n'

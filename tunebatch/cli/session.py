@@ -187,7 +187,7 @@ class Session:
     def as_asked(self, rate: float | None) -> Workload:
         """The workload at the given rate; without one by its own schedule, where the user chose one, or else
         all at once."""
-        if rate is None and has_own_schedule(self.profile):
+        if rate is None and has_own_schedule(self.profile, self.spec):
             return self.workload()
         return _at(rate, self.workload())
 

@@ -19,20 +19,22 @@ _RENAMED = {
     "prefix_tokens": "prefix_lengths",
     "prefixes": "num_prefixes",
 }
+_ANY_RATE = 1.0  # of arrivals that are only used at another one
 
 
 def workload_spec(profile: Profile) -> WorkloadSpec:
     """The traffic that the profile describes: a named workload, changed by what else is given, or a trace.
 
-    A trace is read as far as the SLO's percentiles need, unless its requests are counted.
+    A trace is read as far as the SLO's percentiles need, unless its requests are counted. One without
+    arrivals gets Poisson ones, which a rate can be chosen for.
 
     Raises:
-        CliError: An unknown name or an impossible value.
+        CliError: An unknown name, an impossible value, or a trace whose first row cannot be read.
     """
     from tunebatch.profile import nearest
     from tunebatch.workload.named import NAMED
     from tunebatch.workload.spec import WorkloadSpec
-    from tunebatch.workload.traces import TRACE_FORMATS
+    from tunebatch.workload.traces import TRACE_FORMATS, TraceError
 
     given = profile.workload.given()
     name = given.pop("name", None)
@@ -53,14 +55,17 @@ def workload_spec(profile: Profile) -> WorkloadSpec:
         if name is not None:
             return dataclasses.replace(NAMED[name], **values)
         if "trace_file" in values:
-            values.setdefault("arrivals", "trace")
+            notes = _recorded_or_poisson(values)
             enough = _enough(profile)
             if enough is not None and not {"trace_limit", "num_requests"} & values.keys():
                 values["num_requests"] = enough
-                values["notes"] = (
-                    f"of the trace at most {enough} rows, which is what the SLO needs; --requests takes more",
+                notes.append(
+                    f"of the trace at most {enough} rows, which is what the SLO needs; --requests takes more"
                 )
+            values["notes"] = tuple(notes)
         return WorkloadSpec(name=_name(values), **values)
+    except TraceError as error:
+        raise CliError(str(error)) from None
     except ValueError as error:
         raise CliError(f"[workload] {error}") from None
 
@@ -72,22 +77,13 @@ def checked_spec(profile: Profile) -> WorkloadSpec:
         CliError: Of a broken trace it names the file, the line and what is wrong there.
     """
     from tunebatch.cli.tokenizer import text_to_ids
-    from tunebatch.workload.traces import ReadOptions, read_trace
+    from tunebatch.workload.recorded import recorded_rows
 
     spec = workload_spec(profile)
     if spec.trace_file is None:
         return spec
-    limits = [limit for limit in (spec.trace_limit, spec.num_requests) if limit is not None]
-    tokenize = text_to_ids(profile.model.name)
-    options = ReadOptions(need_arrivals=spec.arrivals == "trace", tokenize=tokenize)
     try:
-        read_trace(
-            spec.trace_file,
-            spec.trace_format,
-            skip=spec.trace_start,
-            limit=min(limits, default=None),
-            options=options,
-        )
+        recorded_rows(spec, text_to_ids(profile.model.name), spec.seed, notes=[])
     except ValueError as error:
         raise CliError(str(error)) from None
     return spec
@@ -121,6 +117,20 @@ def _enough(profile: Profile) -> int | None:
     return None if needed is None else -(-needed * 6 // 5)
 
 
+def _recorded_or_poisson(values: dict[str, Any]) -> list[str]:
+    """Sets the arrivals of a trace, where they were left open; returns what is to be told about it."""
+    from tunebatch.workload.traces import has_arrivals
+
+    if "arrivals" in values:
+        return []
+    if has_arrivals(values["trace_file"], values.get("trace_format")):
+        values["arrivals"] = "trace"
+        return []
+    values["arrivals"] = "poisson"
+    values.setdefault("rate_per_s", _ANY_RATE)
+    return ["no arrivals in the trace: Poisson ones at the rate of --rate; all at once without a rate"]
+
+
 def _value(key: str, value: Any) -> Any:
     from tunebatch.workload.lengths import parse_length
 
@@ -133,8 +143,9 @@ def _name(values: dict[str, Any]) -> str:
     return values["trace_file"].stem if "trace_file" in values else "custom"
 
 
-def has_own_schedule(profile: Profile) -> bool:
+def has_own_schedule(profile: Profile, spec: WorkloadSpec) -> bool:
     """The user chose when requests come; a named workload's rate is only where a search begins."""
     asked = profile.workload
-    own = asked.rate_per_s, asked.trace_file, asked.concurrency
-    return any(value is not None for value in own) or asked.arrivals in ("closed", "burst")
+    own = asked.rate_per_s, asked.concurrency
+    chosen = asked.arrivals in ("closed", "burst") or spec.arrivals == "trace"
+    return chosen or any(value is not None for value in own)

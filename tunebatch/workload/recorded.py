@@ -12,7 +12,14 @@ from tunebatch.engine.request import GREEDY, Request
 from tunebatch.workload.clip import Room, fitting_lengths
 from tunebatch.workload.hashed import HashedPrompts, scaled_blocks
 from tunebatch.workload.prompts import PromptSource
-from tunebatch.workload.traces import TRACE_FORMATS, ReadOptions, TraceRow, detect_format, read_trace
+from tunebatch.workload.traces import (
+    TRACE_FORMATS,
+    ReadOptions,
+    TraceError,
+    TraceRow,
+    detect_format,
+    read_trace,
+)
 from tunebatch.workload.traces.row import HASHED_BLOCK_TOKENS
 
 if TYPE_CHECKING:
@@ -22,7 +29,11 @@ if TYPE_CHECKING:
 def recorded_rows(
     spec: WorkloadSpec, tokenize: Callable[[str], Sequence[int]] | None, seed: int, notes: list[str]
 ) -> list[TraceRow]:
-    """The slice of the trace in order of arrival, without the requests that cannot be served."""
+    """The slice of the trace in order of arrival, without the requests that cannot be served.
+
+    Raises:
+        TraceError: See `read_trace`; or no row has both prompt and output tokens.
+    """
     assert spec.trace_file is not None
     limits = [limit for limit in (spec.trace_limit, spec.num_requests) if limit is not None]
     options = ReadOptions(need_arrivals=spec.arrivals == "trace", tokenize=tokenize, seed=seed)
@@ -32,8 +43,11 @@ def recorded_rows(
         notes.append(f"the trace has {len(read)} rows, {limit} were asked for")
     rows = [row for row in read if row.prompt_tokens and row.output_tokens]
     if not rows:
-        raise ValueError(
-            f"trace {spec.trace_file}: none of the {len(read)} rows has both prompt and output tokens"
+        raise TraceError(
+            spec.trace_file,
+            read[0].line,
+            "no row from here on has both prompt and output tokens",
+            "one at least",
         )
     if len(rows) < len(read):
         notes.append(

@@ -21,7 +21,7 @@ from tunebatch.workload.traces.azure import read_azure
 from tunebatch.workload.traces.burstgpt import read_burstgpt
 from tunebatch.workload.traces.jsonl import read_jsonl
 from tunebatch.workload.traces.mooncake import read_mooncake
-from tunebatch.workload.traces.row import ReadOptions, TraceError, TraceRow, open_bytes
+from tunebatch.workload.traces.row import NoArrivalsError, ReadOptions, TraceError, TraceRow, open_bytes
 from tunebatch.workload.traces.servegen import read_servegen
 from tunebatch.workload.traces.vidur import read_vidur
 
@@ -32,6 +32,7 @@ __all__ = [
     "TraceFormat",
     "TraceRow",
     "detect_format",
+    "has_arrivals",
     "mean_rate_per_s",
     "read_trace",
 ]
@@ -139,6 +140,19 @@ def read_trace(
             path, None, f"no request after the first {skip}" if skip else "no request", "a row at least"
         )
     return found
+
+
+def has_arrivals(path: str | Path, trace_format: str | None = None) -> bool:
+    """Whether a trace tells when its requests came, judged by its first row.
+
+    Raises:
+        TraceError: See `read_trace`.
+    """
+    try:
+        read_trace(path, trace_format, limit=1, options=ReadOptions(tokenize=lambda text: (0,)))
+    except NoArrivalsError:
+        return False
+    return True
 
 
 def mean_rate_per_s(arrivals_s: list[float]) -> float | None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tunebatch.workload.traces.columns import Record, read_columns
-from tunebatch.workload.traces.row import NO_ARRIVALS, ReadOptions, TraceRow
+from tunebatch.workload.traces.row import NoArrivalsError, ReadOptions, TraceRow
 
 _TIME, _PROMPT, _OUTPUT, _IMAGES = "TIMESTAMP", "ContextTokens", "GeneratedTokens", "NumImages"
 _TIME_FORM = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)?", re.ASCII)
@@ -48,7 +48,7 @@ def _nanoseconds(row: Record) -> int:
     """Since the epoch, as a whole number: a float of seconds would lose the seventh digit."""
     text = row.values[_TIME]
     if text == "XXX":
-        raise row.refused("the trace has no arrivals ('XXX' for every time)", NO_ARRIVALS)
+        raise NoArrivalsError(row.path, row.line, "the trace has no arrivals ('XXX' for every time)")
     match = _TIME_FORM.fullmatch(text)
     try:
         if match is None:

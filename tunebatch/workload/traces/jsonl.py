@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tunebatch.engine.request import Sampling
 from tunebatch.workload.traces.json_line import JsonLine, read_lines, shown, wholes
-from tunebatch.workload.traces.row import NO_ARRIVALS, ReadOptions, TraceRow
+from tunebatch.workload.traces.row import NoArrivalsError, ReadOptions, TraceRow
 
 _ARRIVAL = ("arrival_s", "timestamp_ms")
 _PROMPT = ("prompt", "prompt_tokens", "text")
@@ -68,7 +68,7 @@ class _Request:
         if not given and not needed:
             return None
         if not given:
-            self._refuse(f"no {_ARRIVAL[0]!r}", NO_ARRIVALS)
+            raise NoArrivalsError(self._line.path, self._line.number, f"no {_ARRIVAL[0]!r}")
         key = self._one_of(_ARRIVAL)
         return self._number_of(key, 0.0) / (1.0 if key == "arrival_s" else 1000.0)
 

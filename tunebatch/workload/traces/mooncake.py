@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunebatch.workload.traces.json_line import JsonLine, read_lines, shown, wholes
-from tunebatch.workload.traces.row import HASHED_BLOCK_TOKENS, NO_ARRIVALS, ReadOptions, TraceRow
+from tunebatch.workload.traces.row import HASHED_BLOCK_TOKENS, NoArrivalsError, ReadOptions, TraceRow
 
 _TIME, _PROMPT, _OUTPUT, _HASHES = "timestamp", "input_length", "output_length", "hash_ids"
 
@@ -27,7 +27,7 @@ def read_mooncake(path: Path, options: ReadOptions) -> Iterator[TraceRow]:
             if key not in line.values:
                 line.refuse(f"no {key!r}", f"{_PROMPT}, {_OUTPUT} and {_HASHES}")
         if options.need_arrivals and _TIME not in line.values:
-            line.refuse(f"no {_TIME!r}", NO_ARRIVALS)
+            raise NoArrivalsError(path, line.number, f"no {_TIME!r}")
         prompt_tokens = line.whole(_PROMPT, 0)
         yield TraceRow(
             line=line.number,

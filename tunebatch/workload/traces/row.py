@@ -21,6 +21,13 @@ class TraceError(ValueError):
         self.line = line
 
 
+class NoArrivalsError(TraceError):
+    """A row does not say when its request came, and that is wanted."""
+
+    def __init__(self, path: Path, line: int, problem: str) -> None:
+        super().__init__(path, line, problem, _NO_ARRIVALS)
+
+
 @dataclass(frozen=True, slots=True)
 class TraceRow:
     """One recorded request.
@@ -68,7 +75,10 @@ class ReadOptions:
 
 
 HASHED_BLOCK_TOKENS = 512
-NO_ARRIVALS = "a time, or an arrival process (arrivals = 'poisson' with a rate) in place of the trace's own"
+_NO_ARRIVALS = (
+    "a time, or an arrival process in place of the trace's own ([workload] arrivals = 'poisson' and "
+    "rate_per_s in a profile)"
+)
 
 
 def open_bytes(path: Path) -> IO[bytes]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunebatch.workload.traces.columns import read_columns
-from tunebatch.workload.traces.row import NO_ARRIVALS, ReadOptions, TraceError, TraceRow
+from tunebatch.workload.traces.row import NoArrivalsError, ReadOptions, TraceRow
 
 _TIME, _PROMPT, _OUTPUT = "arrived_at", "num_prefill_tokens", "num_decode_tokens"
 
@@ -24,7 +24,7 @@ def read_vidur(path: Path, options: ReadOptions) -> Iterator[TraceRow]:
     """
     for row in read_columns(path, (_PROMPT, _OUTPUT)):
         if options.need_arrivals and _TIME not in row.values:
-            raise TraceError(path, 1, f"the trace has no arrivals (no column {_TIME!r})", NO_ARRIVALS)
+            raise NoArrivalsError(path, 1, f"the trace has no arrivals (no column {_TIME!r})")
         yield TraceRow(
             line=row.line,
             arrival_s=row.seconds(_TIME) if options.need_arrivals else None,
