@@ -70,6 +70,7 @@ def run(
     from tunebatch.report.why import hung_up_text
     from tunebatch.tune.space import within_slots
 
+    options.check_one_strategy(strategy)
     knobs = options.knob_values(set_ or [])
     chosen = make_strategy(strategy, knobs)
     options.check_rate(rate)
