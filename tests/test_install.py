@@ -1,11 +1,14 @@
-"""The wheel alone is enough: built, installed into an empty environment, and used from another folder."""
+"""The wheel is enough: it brings all of ours, names all that it needs, and is used from another folder."""
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -14,6 +17,45 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 25 * 2**20  # of which the models are allowed 20 MB
+
+
+# Whose module has another name than the distribution.
+DISTRIBUTIONS = {"pynvml": "nvidia-ml-py"}
+
+
+def third_party_imports() -> dict[str, Path]:
+    """The distributions that the package imports, wherever in a file, and one of the files."""
+    found: dict[str, Path] = {}
+    for path in sorted((ROOT / "tunebatch").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for top in {name.partition(".")[0] for name in names}:
+                if top != "tunebatch" and top not in sys.stdlib_module_names:
+                    found.setdefault(DISTRIBUTIONS.get(top, top), path.relative_to(ROOT))
+    return found
+
+
+def canonical(requirement: str) -> str:
+    found = re.match(r"[\w.-]+", requirement)
+    assert found is not None
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+def test_all_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [one for extra in project["optional-dependencies"].values() for one in extra]
+    declared = {canonical(one) for one in [*project["dependencies"], *extras]}
+    imported = third_party_imports()
+    assert {"torch", "huggingface_hub", "nvidia-ml-py"} <= imported.keys()
+    assert {name: path for name, path in imported.items() if canonical(name) not in declared} == {}
+
+
+def test_the_versions_of_ci_are_of_what_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {canonical(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert {canonical(one) for one in project["dependencies"]} <= pinned
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +82,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert wheel.stat().st_size < MOST_BYTES
 
 
-def test_a_sweep_from_another_folder_with_nothing_but_the_wheel(wheel: Path, tmp_path: Path) -> None:
+def test_a_sweep_from_another_folder_with_nothing_of_ours_but_the_wheel(wheel: Path, tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "env", tmp_path / "elsewhere"
     elsewhere.mkdir()
     venv.create(home, with_pip=False, symlinks=True)

@@ -205,7 +205,8 @@ def _variable(section: str, key: str) -> str:
 
 
 def _flag(section: str, key: str) -> str:
-    return "command line"
+    flag = {"name": section, "strategies": "strategy"}.get(key, key)
+    return "--slo" if section == "slo" else f"--{flag.replace('_', '-')}"
 
 
 def _slo(limits: Mapping[str, Any], source: str, origin: Mapping[tuple[str, str], str]) -> Slo:
@@ -231,6 +232,8 @@ def _one_line(error: ValidationError, source: str, origin: Mapping[tuple[str, st
         valid = model.model_fields if model is not None else ()
         return ProfileError(f"{where}: [{section}] {key} = {value!r}: unknown key{nearest(key, valid)}")
     said = f"{where}: [{section}] {key} = {value!r}"
+    if where.startswith("--"):
+        said = f"{where} {', '.join(map(str, value)) if isinstance(value, list) else value}"
     model = _SECTIONS.get(section)
     if kind == "literal_error" and model is not None:
         return ProfileError(

@@ -543,3 +543,17 @@ def test_a_preset_runs_with_as_many_slots_as_there_are(tunebatch: Any) -> None:
     assert refused.code == 2 and "there are 64 batch slots" in refused.err
     unknown = tunebatch("run", "splitfus")
     assert unknown.code == 2 and "did you mean 'splitfuse'" in unknown.err and "lightllm" in unknown.err
+
+
+def test_a_context_that_a_window_bounds_is_told(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeExecutor, "max_context", 1200)
+    whole = FakeExecutor.__init__
+
+    def bounded(self: FakeExecutor) -> None:
+        whole(self)
+        self.model_info["context_bound_by_window"] = [1200, 32768]
+
+    assert "sliding window" not in tunebatch("run", "-n", "64").err
+    monkeypatch.setattr(FakeExecutor, "__init__", bounded)
+    told = tunebatch("run", "-n", "64").err
+    assert "  served up to 1,200 of its 32,768 tokens of context: its sliding window" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,36 @@ CASES = {
     "swept strategy": (["sweep", "--strategy", "dynamo"], ["dynamo", "did you mean 'dynamic'"]),
     "knob": (["run", "static", "--set", "max_batch=4"], ["no knob 'max_batch'", "'max_batch_size'"]),
     "knob without value": (["run", "--set", "max_batch_size"], ["has no '='"]),
-    "knob's value": (["run", "--set", "max_batch_size=many"], ["'many' is not a number"]),
-    "impossible knob": (["run", "--set", "max_batch_size=0"], ["least possible value is 1"]),
+    "knob's value": (
+        ["run", "--set", "max_batch_size=many"],
+        ["'many' is not a number", "max_batch_size=32"],
+    ),
+    "knob's unit": (["run", "--set", "max_batch_size=16seqs"], ["not a number", "max_batch_size=16"]),
+    "delay's unit": (["run", "dynamic", "--set", "max_delay_s=50mz"], ["unknown unit 'mz'", "50ms"]),
+    "requests": (["run", "--requests", "0"], ["error: --requests 0: impossible", "nearest valid value is 1"]),
+    "empty feature": (["run", "mixed+"], ["no feature after a '+'", "nearest is 'mixed'", "prefix, ngram"]),
+    "several strategies": (["run", "all+prefix"], ["one strategy", "compare --strategy all+prefix"]),
+    "impossible knob": (
+        ["run", "--set", "max_batch_size=0"],
+        ["max_batch_size = 0: the least possible value is 1"],
+    ),
     "profile": (["sweep", "-p", "quikstart"], ["unknown profile 'quikstart'", "'quickstart'"]),
     "profile file": (["sweep", "-p", "none.toml"], ["none.toml: no such profile file"]),
     "metric": (["run", "--slo", "p90_tftt<=1s"], ["unknown SLO 'p90_tftt'", "p90_ttft"]),
     "unit": (["run", "--slo", "p90_ttft<=500mz"], ["unknown unit 'mz'", "500ms"]),
     "SLO form": (["run", "--slo", "p90_ttft=500ms"], ["has no '<='"]),
     "time": (["sweep", "--time", "3q"], ["unknown unit 'q'"]),
-    "trials": (["sweep", "--trials", "0"], ["trials = 0", "nearest valid value is 1"]),
-    "seed": (["sweep", "--seed", "5000000000"], ["seed = 5000000000", "nearest valid value is 4294966295"]),
+    "trials": (["sweep", "--trials", "0"], ["--trials 0: impossible", "nearest valid value is 1"]),
+    "seed": (
+        ["sweep", "--seed", "5000000000"],
+        ["--seed 5000000000: impossible", "nearest valid value is 4294966295"],
+    ),
     "workload": (["run", "-w", "chatt"], ["unknown workload", "did you mean 'chat'"]),
     "batch beyond the slots": (["run", "--set", "max_batch_size=65"], ["there are 64 batch slots"]),
     "trace without its file": (["run", "-w", "azure"], ["azure is a format of traces", "--trace-file"]),
     "model": (["run", "-m", "./nowhere"], ["./nowhere: no such folder"]),
     "GPU": (["run", "--device", "cuda"], ["torch finds no CUDA device"]),
-    "device": (["run", "--device", "gpu0"], ["[model] device = 'gpu0'", "did you mean"]),
+    "device": (["run", "--device", "gpu0"], ["--device gpu0: unknown value", "did you mean"]),
     "rate": (["run", "--rate", "-1"], ["--rate -1", "above 0"]),
     "clock": (["run", "--clock", "sundial"], ["unknown clock 'sundial'"]),
     "baseline": (["sweep", "--baseline", "grid"], ["did you mean 'random'"]),
@@ -58,6 +73,17 @@ def test_one_line_and_exit_2(
     assert all(part in lines[0] for part in told), lines
     assert done.out == ""
     assert "same tokens" not in fake_model and not Path("results").exists()
+
+
+def test_a_delay_may_have_a_unit(tunebatch: Any) -> None:
+    done = tunebatch("run", "dynamic", "--set", "max_delay_s=50ms", "-n", "64", "-o", "here")
+    assert done.code == 0, done.err
+    assert json.loads(Path("here/result.json").read_text())["tunebatch"]["knobs"]["max_delay_s"] == 0.05
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_the_help_names_the_features(tunebatch: Any, command: str) -> None:
+    assert "+prefix, +ngram or +draft" in " ".join(tunebatch(command, "--help").out.split())
 
 
 def test_a_profiles_error_names_file_key_value_and_nearest(tunebatch: Any) -> None:
@@ -91,7 +117,7 @@ def test_a_seed_that_no_sampler_takes_is_refused_before_loading(
 ) -> None:
     for command in ("run", "compare", "sweep"):
         done = tunebatch(command, "--seed", seed)
-        assert done.code == 2 and f"seed = {seed}: impossible; the nearest valid value is " in done.err
+        assert done.code == 2 and f"--seed {seed}: impossible; the nearest valid value is " in done.err
     assert fake_model == []
 
 

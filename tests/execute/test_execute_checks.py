@@ -40,11 +40,14 @@ def test_a_window_that_the_architecture_does_not_have_is_none() -> None:
 
 
 def test_windows_too_long_to_be_checked_bound_the_context() -> None:
-    def context(**config: Any) -> int:
-        return served(long("mistral", **config)).max_context
+    def bound(**config: Any) -> tuple[int, Any]:
+        executor = served(long("mistral", **config))
+        return executor.max_context, executor.model_info.get("context_bound_by_window")
 
-    assert context(sliding_window=1200) == 1200
-    assert context(sliding_window=100) == context(sliding_window=None) == 2048
+    assert bound(sliding_window=1200) == (1200, [1200, 2048])
+    assert (
+        bound(sliding_window=100) == bound(sliding_window=None) == bound(sliding_window=4096) == (2048, None)
+    )
 
 
 def test_bfloat16_is_served_and_parts_at_near_ties_only() -> None:

@@ -68,9 +68,9 @@ def test_a_narrow_screen_cuts_no_number(make_row: Any) -> None:
     knobs = {"max_batch_size": 32, "max_batched_tokens": 2048}
     rows = [replace(make_row("continuous", 6.0, **knobs), source=mark) for mark in "AB"]
     file = io.StringIO()
-    print_rows(Console(file=file, width=80), rows, rate_name="goodput req/s")
+    print_rows(Console(file=file, width=70), rows, rate_name="goodput req/s")
     text = file.getvalue()
-    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "…" not in text and max(map(len, text.splitlines())) <= 70
     assert "strategy      knobs" in text and "goodput req/s" not in text
     wide = io.StringIO()
     print_rows(Console(file=wide, width=150), rows, rate_name="goodput req/s")
@@ -133,6 +133,6 @@ def test_a_run_that_was_stopped_has_dashes_for_what_it_cannot_tell(
     lines = [line for line in file.getvalue().splitlines() if line.startswith("static")]
     table, why = (" ".join(line.split()) for line in lines)
     tpot = "20.0 ms" if num_served == 66 else f"n/a ({num_served} of 64)"
-    assert table.startswith(f"static - misses the SLO - - {tpot} ")
+    assert table.startswith(f"static - misses the SLO - {tpot} ")
     assert why.endswith("- p90_ttft over 500ms at 1.00 req/s")
     assert "nan" not in file.getvalue() and "None" not in file.getvalue()

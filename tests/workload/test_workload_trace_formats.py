@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
+from published import EXCERPTS, TRACES, whole
 
 from tunebatch.workload.prompts import RandomPrompts
 from tunebatch.workload.spec import WorkloadSpec, build
 from tunebatch.workload.traces import ReadOptions, TraceError, detect_format, read_trace
 
-TRACES = Path(__file__).parents[2] / "../shared/traces"
-real = pytest.mark.skipif(not TRACES.is_dir(), reason=f"no sample traces at {TRACES}")
 CLIENTS = TRACES / "servegen_deepseek-r1"
 ANY_TIME = ReadOptions(need_arrivals=False)
 
@@ -43,7 +41,7 @@ def refused(path, line, problem):
 # The publishers' files
 
 
-@real
+@whole
 @pytest.mark.parametrize(
     ("name", "trace_format", "prompt", "output"),
     [
@@ -72,7 +70,7 @@ def test_published_lengths(name, trace_format, prompt, output):
     assert percentiles([row.output_tokens for row in rows]) == pytest.approx(output, abs=0.051)
 
 
-@real
+@whole
 @pytest.mark.parametrize(
     ("name", "requests", "reused"),
     [
@@ -90,7 +88,7 @@ def test_mooncake_reuse_survives_a_small_context(name, requests, reused):
     assert max(len(r.prompt) + r.max_tokens for r in workload.requests) <= 2048
 
 
-@real
+@whole
 def test_mooncake_times():
     conversation = replay(TRACES / "mooncake_conversation.lines_1-2000.jsonl")
     assert conversation.requests[-1].arrival_s == pytest.approx(669.0, abs=0.051)
@@ -100,7 +98,7 @@ def test_mooncake_times():
     assert not any("different times" in note for note in synthetic.notes)
 
 
-@real
+@whole
 def test_vidurs_copy_of_azure_is_the_same_workload():
     ours = replay(TRACES / "vidur_splitwise_conv.rows_1-2000.csv", 8192)
     azure = replay(TRACES / "azure_llm_2023_conv.rows_1-2000.csv", 8192)
@@ -109,9 +107,8 @@ def test_vidurs_copy_of_azure_is_the_same_workload():
         assert one.arrival_s == pytest.approx(two.arrival_s, abs=1e-6)
 
 
-@real
 def test_burstgpt_drops_and_counts_what_failed():
-    path = TRACES / "burstgpt_1.rows_1-30.csv"
+    path = EXCERPTS / "burstgpt_1.rows_1-30.csv"
     rows = read_trace(path)
     assert len(rows) == 30 and rows[20].line == 22 and rows[20].output_tokens == 0
     workload = replay(path)
@@ -120,7 +117,7 @@ def test_burstgpt_drops_and_counts_what_failed():
     assert rows[-1].arrival_s - rows[0].arrival_s == 2288
 
 
-@real
+@whole
 @pytest.mark.parametrize(
     ("client", "rate", "prompt"), [(3, 1.07, 206), (12, 0.71, 572), (48, 1.26, 269), (54, 0.65, 362)]
 )
@@ -136,7 +133,7 @@ def test_servegen_draws_the_published_traffic(client, rate, prompt):
     assert read_trace(path, limit=9, options=ReadOptions(seed=1)) != rows[:9]
 
 
-@real
+@whole
 def test_servegen_clients_of_a_folder_come_together():
     rows = read_trace(CLIENTS, limit=5000)
     assert detect_format(CLIENTS) == "servegen"
@@ -145,7 +142,7 @@ def test_servegen_clients_of_a_folder_come_together():
     assert "arrivals and lengths were drawn" in replay(CLIENTS, num_requests=40).notes[0]
 
 
-@real
+@whole
 def test_every_sample_can_be_replayed():
     files = [*TRACES.glob("*.csv"), *TRACES.glob("*.jsonl"), *CLIENTS.glob("*-trace.csv")]
     assert len(files) >= 15

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from published import EXCERPTS, TRACES, whole
 
 from tunebatch.workload.prompts import RandomPrompts
 from tunebatch.workload.spec import WorkloadSpec, build
@@ -22,8 +22,6 @@ from tunebatch.workload.traces import (
     read_trace,
 )
 
-TRACES = Path(__file__).parents[2] / "../shared/traces"
-real = pytest.mark.skipif(not TRACES.is_dir(), reason=f"no sample traces at {TRACES}")
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 ROW = "2023-11-16 18:17:03.9799600,4808,10"
 ANY_TIME = ReadOptions(need_arrivals=False)
@@ -41,7 +39,7 @@ def percentiles(values):
 # The publishers' files
 
 
-@real
+@whole
 @pytest.mark.parametrize(
     ("name", "prompt", "output", "span", "rate", "variation"),
     [
@@ -77,14 +75,13 @@ def test_azure_2023(name, prompt, output, span, rate, variation):
     assert len(workload.notes) == bool(too_long)
 
 
-@real
 def test_azure_2023_keeps_the_seventh_digit():
-    rows = read_trace(TRACES / "azure_llm_2023_conv.rows_1-2000.csv", limit=2)
+    rows = read_trace(EXCERPTS / "azure_llm_2023_conv.rows_1-40.csv", limit=2)
     assert rows[1].arrival_s == pytest.approx(50.9951690 - 46.6805900, abs=1e-9)
     assert (rows[0].line, rows[0].prompt_tokens, rows[0].output_tokens) == (2, 374, 44)
 
 
-@real
+@whole
 def test_azure_2023_arrivals_agree_with_vidurs_copy():
     rows = read_trace(TRACES / "azure_llm_2023_conv.rows_1-2000.csv")
     copy = np.loadtxt(TRACES / "vidur_splitwise_conv.rows_1-2000.csv", delimiter=",", skiprows=1)
@@ -92,7 +89,6 @@ def test_azure_2023_arrivals_agree_with_vidurs_copy():
     assert copy[:, 1:].tolist() == [[row.prompt_tokens, row.output_tokens] for row in rows]
 
 
-@real
 @pytest.mark.parametrize(
     ("name", "first", "second_s", "images"),
     [
@@ -102,7 +98,7 @@ def test_azure_2023_arrivals_agree_with_vidurs_copy():
     ],
 )
 def test_azure_2024_and_2025(name, first, second_s, images):
-    rows = read_trace(TRACES / name)
+    rows = read_trace(EXCERPTS / name)
     assert len(rows) == 10
     assert (rows[0].prompt_tokens, rows[0].output_tokens) == first
     assert rows[1].arrival_s == pytest.approx(second_s, abs=1e-9)
@@ -110,7 +106,7 @@ def test_azure_2024_and_2025(name, first, second_s, images):
     assert sum(row.num_images > 0 for row in rows) == images
 
 
-@real
+@whole
 def test_nanoflow_has_lengths_but_no_arrivals():
     path = TRACES / "nanoflow_sharegpt.rows_1-2000.csv"
     with pytest.raises(TraceError, match=r"line 2: the trace has no arrivals.*expected.*arrival process"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 _STRATEGIES = "sequential, static, dynamic, continuous, chunked, mixed, adaptive"
 _PRESETS = "orca, vllm-v0, sarathi, vllm-v1, splitfuse, lightllm"
-ONE_STRATEGY_HELP = f"{_STRATEGIES}; or a preset: {_PRESETS}."
-STRATEGY_HELP = f"{_STRATEGIES}, or all of these; or a preset: {_PRESETS}. Repeat for more."
+_WITH = "Features are added to any: +prefix, +ngram or +draft, as in mixed+prefix+ngram."
+ONE_STRATEGY_HELP = f"{_STRATEGIES}; or a preset: {_PRESETS}. {_WITH}"
+STRATEGY_HELP = f"{_STRATEGIES}, or all of these; or a preset: {_PRESETS}. {_WITH} Repeat for more."
 FEATURES_HELP = "Switched on and off by the search: prefix, ngram, draft; all or none of these."
 _PROFILE_HELP = "A TOML file, or a ready-made profile: quickstart, shared, chat-p99, smoke."
 
@@ -169,22 +171,42 @@ def slo_table(texts: list[str]) -> dict[str, str]:
 
 
 def knob_values(texts: list[str]) -> dict[str, float | str]:
-    """``["max_batch_size=32"]`` as numbers or ``auto``; whether that is possible, the strategy says."""
+    """``["max_batch_size=32"]`` as numbers or ``auto``; whether that is possible, the strategy says.
+
+    A knob in seconds may have a unit: ``max_delay_s=50ms``.
+    """
     from tunebatch.engine.knobs import AUTO
 
     values: dict[str, float | str] = {}
     for text in texts:
-        name, found, value = text.partition("=")
+        name, found, value = (part.strip() for part in text.partition("="))
         if not found:
             raise CliError(f"--set {text!r} has no '='; write it like --set max_batch_size=32")
-        if value.strip().lower() == AUTO:
-            values[name.strip()] = AUTO
-            continue
-        try:
-            values[name.strip()] = float(value)
-        except ValueError:
-            raise CliError(f"--set {name.strip()}: {value.strip()!r} is not a number") from None
+        values[name] = AUTO if value.lower() == AUTO else _knob_number(name, value)
     return values
+
+
+def _knob_number(name: str, value: str) -> float:
+    from tunebatch.measure.limits import SloError, parse_duration
+
+    try:
+        return float(value)
+    except ValueError:
+        pass
+    if not name.endswith("_s"):
+        digits = re.match(r"[\d.]*\d", value)
+        nearest = digits[0] if digits is not None and digits[0].count(".") < 2 else "32"
+        raise CliError(f"--set {name}: {value!r} is not a number; write it like --set {name}={nearest}")
+    try:
+        return parse_duration(f"--set {name}", value)
+    except SloError as error:
+        raise CliError(str(error)) from None
+
+
+def check_one_strategy(name: str) -> None:
+    """Refuses what stands for several, and says who takes it."""
+    if name.partition("+")[0] == "all":
+        raise CliError(f"run measures one strategy; for {name}: tunebatch compare --strategy {name}")
 
 
 def preset_notes(names: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from tunebatch.cli.errors import CliError
 if TYPE_CHECKING:
     from rich.console import Console
 
-_PLAIN_WIDTH = 150  # of a table in a file or a pipe, where nothing wraps
+_PLAIN_WIDTH = 150  # of a table in a file or a pipe, unless COLUMNS says another
 
 
 def stdout() -> Console:
@@ -30,9 +30,28 @@ def _console(file: Any) -> Console:
     from rich.console import Console
 
     console = Console(file=file, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
+    if console.is_terminal:
+        return console
+    plain: Any = _NoTrailingBlanks(file)
+    console = Console(file=plain, highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if not os.environ.get("COLUMNS", "").isdecimal():
         console.width = _PLAIN_WIDTH
     return console
+
+
+class _NoTrailingBlanks:
+    """A file that leaves out the blanks with which tables fill up their lines."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        *whole, last = text.split("\n")
+        self._file.write("\n".join([*(line.rstrip(" ") for line in whole), last]))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def ascii_only() -> bool:

@@ -64,12 +64,14 @@ def run(
     from tunebatch.report.latencies import NOTE, latency_table
     from tunebatch.report.perfetto import write_trace
     from tunebatch.report.progress import Progress
+    from tunebatch.report.prose import print_prose
     from tunebatch.report.rows import Row
     from tunebatch.report.screen import print_rows
     from tunebatch.report.speculation import speculation_line
     from tunebatch.report.why import hung_up_text
     from tunebatch.tune.space import within_slots
 
+    options.check_one_strategy(strategy)
     knobs = options.knob_values(set_ or [])
     chosen = make_strategy(strategy, knobs)
     options.check_rate(rate)
@@ -129,7 +131,7 @@ def run(
         if not quiet:
             console.print()
             console.print(latency_table(result.metrics))
-            console.print(NOTE, style="dim")
+            print_prose(console, NOTE, "dim")
             if result.speculation is not None:
                 console.print(speculation_line(result.strategy, result.speculation), soft_wrap=True)
             if result.conditions is not None:

@@ -262,6 +262,7 @@ class Session:
         ]
         return [
             f"model: {', '.join(shown)}",
+            *_window_lines(facts.get("context_bound_by_window")),
             f"workload: {workload.description}",
             *(f"  {note}" for note in workload.notes),
         ]
@@ -279,6 +280,16 @@ class Session:
         from tunebatch.engine.clock import ReplayClock, WallClock
 
         return WallClock() if self.clock == "wall" else ReplayClock()
+
+
+def _window_lines(bound: Sequence[int] | None) -> list[str]:
+    if bound is None:
+        return []
+    window, own = bound
+    return [
+        f"  served up to {window:,} of its {own:,} tokens of context: its sliding window is longer than what "
+        "is checked when a model loads, so no request goes beyond it"
+    ]
 
 
 def _at(rate: float | None, workload: Workload) -> Workload:

@@ -49,9 +49,9 @@ class Knob:
         least = 1 if self.integer else 0
         if self.integer and not number.is_integer():
             nearest = max(least, round(number))
-            raise ValueError(f"{self.name} = {value}: must be a whole number, nearest is {nearest}")
+            raise ValueError(f"{self.name} = {number:g}: must be a whole number, nearest is {nearest}")
         if number < least:
-            raise ValueError(f"{self.name} = {value}: the least possible value is {least} ({self.unit})")
+            raise ValueError(f"{self.name} = {number:g}: the least possible value is {least} ({self.unit})")
         return int(number) if self.integer else number
 
     def shown(self, value: float | int) -> float | int | str:

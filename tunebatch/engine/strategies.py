@@ -186,6 +186,11 @@ def canonical(name: str) -> str:
         raise StrategyError(f"unknown strategy {name!r}{_nearest(policy, {**STRATEGIES, **PRESETS})}")
     wanted = {ALIASES.get(word, word) for word in words}
     for word in words:
+        if not word:
+            raise StrategyError(
+                f"strategy {name}: no feature after a '+'; nearest is {policy!r}, "
+                f"or add one of {', '.join(FEATURES)}"
+            )
         if ALIASES.get(word, word) not in FEATURES:
             raise StrategyError(f"strategy {name}: unknown feature {word!r}{_nearest(word, FEATURES)}")
     for feature in wanted:

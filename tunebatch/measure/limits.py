@@ -93,7 +93,7 @@ def parse_limit(text: str, value: str | None = None) -> Limit:
             raise SloError(f"SLO {text!r} has no '<='; write it like p99_ttft<=500ms")
     name = name.strip()
     statistic, metric = _split_name(name)
-    return Limit(metric, statistic, _parse_duration(name, value))
+    return Limit(metric, statistic, parse_duration(f"SLO {name}", value))
 
 
 def _split_name(name: str) -> tuple[StatisticName, MetricName]:
@@ -108,21 +108,29 @@ def _split_name(name: str) -> tuple[StatisticName, MetricName]:
     )
 
 
-def _parse_duration(name: str, text: str) -> float:
+def parse_duration(name: str, text: str) -> float:
+    """Seconds from ``500ms``, ``80us``, ``2s`` or ``1min``.
+
+    Args:
+        name: What it is of, for the message.
+
+    Raises:
+        SloError: No duration, no or an unknown unit, or not above 0.
+    """
     found = _DURATION.fullmatch(str(text))
     if found is None:
-        raise SloError(f"SLO {name}: {text!r} is not a duration; write it like 500ms or 2s")
+        raise SloError(f"{name}: {text!r} is not a duration; write it like 500ms or 2s")
     number, unit = found.groups()
     if unit not in _DIVISORS:
         near = difflib.get_close_matches(unit.lower(), _DIVISORS, n=1, cutoff=0.1)
         problem = f"unknown unit {unit!r}" if unit else f"{number} has no unit"
         raise SloError(
-            f"SLO {name}: {problem}; did you mean {number}{near[0] if near else 'ms'}? (us, ms, s, min)"
+            f"{name}: {problem}; did you mean {number}{near[0] if near else 'ms'}? (us, ms, s, min)"
         )
     seconds = float(number) / _DIVISORS[unit]
     if not (seconds > 0.0 and math.isfinite(seconds)):
         raise SloError(
-            f"SLO {name}: the limit is {number}{unit}, must be above 0; the smallest useful one is 1us"
+            f"{name}: the limit is {number}{unit}, must be above 0; the smallest useful one is 1us"
         )
     return seconds
 

@@ -8,6 +8,7 @@ from statistics import median
 from rich.console import Console
 from rich.text import Text
 
+from tunebatch.report.prose import print_prose
 from tunebatch.report.reasons import reasons
 from tunebatch.report.rows import Row
 from tunebatch.report.tables import strategy_tables
@@ -38,13 +39,13 @@ def print_rows(
     if ordered:
         rows = sorted(rows, key=lambda row: -(row.rate_per_s or 0.0))
     if headline is not None:
-        console.print(Text(headline, style="bold"))
+        print_prose(console, headline, "bold")
         console.print()
     for table in strategy_tables(console, rows, rate_name, marked=ordered, offered=offered):
         console.print(table)
     starred = ["* measured in the search only, not again"] if any(row.unconfirmed for row in rows) else []
     for note in (*starred, *notes):
-        console.print(Text(note, style="dim"))
+        print_prose(console, note, "dim")
     if quiet:
         return
     drawn = [row for row in rows if row.result.record is not None]
@@ -54,11 +55,11 @@ def print_rows(
     console.print(Text("where a request's time went, and what kept more load out", style="bold"))
     for table in why_tables(rows, console):
         console.print(table)
-    console.print(Text(meanings(rows), style="dim"))
+    print_prose(console, meanings(rows), "dim")
     if winner is not None:
         console.print()
         for line in reasons(winner, rows):
-            console.print(Text(line))
+            print_prose(console, line)
 
 
 def _print_timelines(console: Console, rows: Sequence[Row], ascii_only: bool) -> None:

@@ -61,7 +61,7 @@ def _knobs(rows: Sequence[Row]) -> Table:
 def _numbers(
     rows: Sequence[Row], rate_name: str, marked: bool, offered: bool, *, knobs: bool, space: str
 ) -> Table:
-    """Multiples of static batching only where it has a row.
+    """Multiples of static batching only where a row has one.
 
     Args:
         space: What stands between the words of a header.
@@ -77,7 +77,7 @@ def _numbers(
     cached = ("hit",) if any(hit is not None for hit in hits) else ()
     rates = ("offered req/s",) if offered else ()
     device = device_columns(rows)
-    multiples = ("x static",) if base is not None else ()
+    multiples = ("x static",) if any(ratio_to(row, base) is not None for row in rows) else ()
     of_run = (*names, "tok/s", "batch", "bubble", "KV", *cached)
     for name in (*rates, rate_name, *multiples, *of_run, *device):
         table.add_column(name.replace(" ", space), justify="right")

@@ -90,8 +90,11 @@ def serve(
     config = network.config.get_text_config()
     device = next(network.parameters()).device
     max_context, window = _max_context(config), _window(config)
+    bound: dict[str, Any] = {}
     if window is not None and window > selfcheck.LONGEST_WINDOW:
         # What lies beyond could not be checked, and some architectures window by the mask alone.
+        if window < max_context:
+            bound = {"context_bound_by_window": [window, max_context]}
         max_context, window = min(max_context, window), None
     texts = selfcheck.prompts(config.vocab_size, max_context, window)
     expected = selfcheck.own_logits(network, texts)
@@ -110,6 +113,7 @@ def serve(
         "device": device.type,
         "attention_backend": attention.name,
         "forward": forward_name,
+        **bound,
     }
 
     def executor(blocks: int) -> TorchExecutor:
