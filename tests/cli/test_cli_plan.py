@@ -297,7 +297,11 @@ def test_measured_beside_predicted(tunebatch: Any, planned: Any, loaded: Taken) 
     assert rows["max_batch_size"][1] == "10"
     assert shown.startswith("bundled on this machine's CPU") and "max_batch_size 10 for" in shown
     assert "(from the measured KV room)" in shown.splitlines()[0]
-    assert "the measured KV room holds 10 sequences" in shown
+    assert (
+        "the measured KV room holds 10 sequences of 160 tokens (p95); measured, compute binds a decode step "
+        "from batch 4 on, at 160 tokens of context"
+    ) in shown
+    assert "what is not called measured is predicted" in shown and "not known without" not in shown
     assert re.search(r"compute binds decoding from batch, at 160 tokens of context +- +4 +-", shown)
     assert "1: 10, 2: 10.1, 4: 20, 8: 40" in shown
 

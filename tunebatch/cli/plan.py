@@ -11,6 +11,8 @@ from tunebatch.cli import options
 from tunebatch.cli.errors import INFEASIBLE, OK, CliError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tunebatch.cli.plan_device import AskedDevice
     from tunebatch.cli.plan_lengths import AskedLengths
     from tunebatch.cli.plan_models import ModelConfig
@@ -246,12 +248,12 @@ def _print(plans: list[MemoryPlan], measured: list[MeasuredPlan], quiet: bool) -
     from tunebatch.cli import output
     from tunebatch.report.plan_measured import measured_notes, measured_table
     from tunebatch.report.plan_table import plan_table
-    from tunebatch.report.plan_text import LEGEND, headline, notes, reason
+    from tunebatch.report.plan_text import headline, legend, notes, reason
 
-    held = [taken.fits for taken in measured] or [None] * len(plans)
+    beside: Sequence[MeasuredPlan | None] = measured or [None] * len(plans)
     console = output.stdout()
-    for one, fits in zip(plans, held, strict=True):
-        console.print(Text(headline(one, fits), style="bold"), soft_wrap=True)
+    for one, taken in zip(plans, beside, strict=True):
+        console.print(Text(headline(one, taken), style="bold"), soft_wrap=True)
     console.print()
     console.print(plan_table(plans))
     if measured:
@@ -260,11 +262,11 @@ def _print(plans: list[MemoryPlan], measured: list[MeasuredPlan], quiet: bool) -
     if quiet:
         return
     console.print()
-    for one, fits in zip(plans, held, strict=True):
-        console.print(reason(one, fits), soft_wrap=True)
+    for one, taken in zip(plans, beside, strict=True):
+        console.print(reason(one, taken), soft_wrap=True)
     told = [note for one in plans for note in notes(one)]
     for line in dict.fromkeys([*told, *(note for taken in measured for note in measured_notes(taken))]):
         console.print(f"note: {line}", soft_wrap=True)
     peaks = dict.fromkeys(one.decode.peaks.source for one in plans if one.decode is not None)
-    for line in (*peaks, LEGEND):
+    for line in (*peaks, legend(bool(measured))):
         console.print(Text(line, style="dim"), soft_wrap=True)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from tunebatch.execute.kv_room import CONTEXTS, CPU_KV_BYTES, CPU_SHARE
 from tunebatch.measure.kv_memory import Fits
+from tunebatch.measure.measured_plan import MeasuredPlan
 from tunebatch.measure.memory_plan import MemoryPlan
 from tunebatch.report.rows import number
 
-LEGEND = (
-    "all of it is predicted from the configs, for sequences at their full length; what the driver, the "
-    "framework and its graphs keep for themselves must fit into the share that is left out"
-)
+
+def legend(measured: bool) -> str:
+    """Where the numbers of a screen are from."""
+    what = "what is not called measured" if measured else "all of it"
+    return (
+        f"{what} is predicted from the configs, for sequences at their full length; what the driver, the "
+        "framework and its graphs keep for themselves must fit into the share that is left out"
+    )
 
 
-def headline(plan: MemoryPlan, measured: Fits | None = None) -> str:
+def headline(plan: MemoryPlan, measured: MeasuredPlan | None = None) -> str:
     """``llama-3.1-8b on NVIDIA H100 SXM (79.6 GiB): max_batch_size 160 for chat, ... (predicted)``
 
     Args:
-        measured: What the KV room holds that the loaded model left, instead of the predicted.
+        measured: Of the loaded model: the recommendation is for the KV room that it left.
     """
     where = f"{plan.name} on {plan.device.name} ({bytes_text(plan.device.memory_bytes)})"
-    held = measured or plan.fits
+    held = plan.fits if measured is None else measured.fits
     if held.max_batch_size:
         what = f"max_batch_size {held.max_batch_size} for {plan.lengths.name}{_sharing(held)}"
         what += f", bound by {held.bound}"
@@ -37,7 +42,7 @@ def _sharing(held: Fits) -> str:
     return f" ({held.max_batch_size_shared} with the prefix stored once)"
 
 
-def reason(plan: MemoryPlan, measured: Fits | None = None) -> str:
+def reason(plan: MemoryPlan, measured: MeasuredPlan | None = None) -> str:
     """Why the recommended batch is what it is, in one line."""
     if plan.kv_room_bytes <= 0 and measured is None:
         needed, usable = plan.weight_bytes + plan.activation_bytes, plan.device.usable_bytes
@@ -45,11 +50,13 @@ def reason(plan: MemoryPlan, measured: Fits | None = None) -> str:
             f"{plan.name}: weights and activations take {bytes_text(needed)}, "
             f"and {bytes_text(usable)} may be used"
         )
-    held, what = measured or plan.fits, "measured KV room" if measured else "KV room"
+    held, what = (plan.fits, "KV room") if measured is None else (measured.fits, "measured KV room")
     longest = f"{plan.setting.prefix_tokens + plan.lengths.percentile(95):,} tokens"
     kept = ", all of their context kept" if held.keeping_all is not None else ""
     room = f"{plan.name}: the {what} holds {held.safe:,} sequences of {longest} (p95){kept}"
-    return f"{room}; {_compute(plan)}" if held.max_batch_size else room
+    if not held.max_batch_size:
+        return room
+    return f"{room}; {_compute(plan) if measured is None else _measured_compute(measured)}"
 
 
 def _compute(plan: MemoryPlan) -> str:
@@ -65,6 +72,14 @@ def _compute(plan: MemoryPlan) -> str:
             f"from about {batch:,.0f} on, at {context}, compute binds a decode step, and more add only delay"
         )
     return f"compute would bind a decode step from about {batch:,.0f} on, at {context}"
+
+
+def _measured_compute(measured: MeasuredPlan) -> str:
+    batch, times = measured.compute_bound_batch, measured.times
+    context = f"{times.context:,} tokens of context"
+    if batch is None:
+        return f"measured, compute binds no decode step up to batch {max(times.step_s):,}, at {context}"
+    return f"measured, compute binds a decode step from batch {batch:,} on, at {context}"
 
 
 def notes(plan: MemoryPlan) -> list[str]:
