@@ -517,7 +517,7 @@ def test_an_automatic_knob_is_set_shown_and_kept_by_name(tunebatch: Any) -> None
     done = tunebatch("run", "mixed", "--set", "chunk_size=AUTO", "-o", "here")
     assert done.code == 0 and "chunk auto" in done.out
     kept = json.loads(Path("here/result.json").read_text())["tunebatch"]
-    assert kept["knobs"] == {"max_batch_size": 32, "chunk_size": "auto", "max_partial_prefills": 1}
+    assert kept["knobs"] == {"max_batch_size": 32, "chunk_size": "auto", "max_partial_prefills": 2}
     assert tunebatch("compare", "here", "here").code == 0
     refused = tunebatch("run", "continuous", "--set", "max_batch_size=auto")
     assert refused.code == 2 and "max_batch_size = 'auto': must be a finite number" in refused.err

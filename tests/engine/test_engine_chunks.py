@@ -17,6 +17,7 @@ from tunebatch.engine.policies.mixed import Mixed
 from tunebatch.engine.queues import Queues
 from tunebatch.engine.records import RunRecord, StepLog
 from tunebatch.engine.request import Request
+from tunebatch.engine.strategies import strategy
 from tunebatch.measure.metrics import summarize
 
 SHAPES = st.lists(
@@ -137,10 +138,13 @@ def test_mixed_keeps_its_limits_and_fills_its_budget(
     num_blocks: int,
 ) -> None:
     executor = kit.Executor(num_blocks=num_blocks)
-    engine = kit.engine(Mixed(batch, budget, max_partial), requests_of(shapes, kit), executor)
+    requests = requests_of(shapes, kit)
+    engine = kit.engine(Mixed(batch, budget, max_partial), requests, executor)
     log, queues = engine._log, engine.queues
     while True:
         before, decoding = len(log), len(queues.decodes)
+        queued = {i: sequence.num_tokens for i, sequence in queues.waiting.items()}
+        ran = set(queues.running)
         wanted = {i: sequence.num_uncomputed for i, sequence in queues.partial.items()}
         if not engine.step():
             break
@@ -148,6 +152,19 @@ def test_mixed_keeps_its_limits_and_fills_its_budget(
             continue
         sizes = {i: num for i, _, _, num in log.slices[-1]}
         left = budget - log.num_decodes[-1]
+        for request in requests:
+            if request.id not in ran and request.arrival_s <= log.start_s[-1]:
+                queued.setdefault(request.id, len(request.prompt))
+        order = [*(i for i in queues.waiting if i in ran), *queued]
+        admitted = [i for i, _, start, _ in log.slices[-1] if start == 0 and i in queued]
+        for joined in admitted:
+            passed = [i for i in order[: order.index(joined)] if i in queues.waiting]
+            assert not passed or max_partial > 1, "overtaking"
+            assert not passed or queued[joined] <= left, "a long prompt passed another"
+            assert all(queues.waiting[i].num_tokens > left for i in passed), "a short prompt was passed"
+        longs = [i for i, sequence in queues.partial.items() if sequence.num_tokens > left]
+        if set(longs) & set(admitted):
+            assert len(longs) <= max(max_partial - 1, 1), "no place was kept for short prompts"
         if not log.num_preempted[-1]:
             assert log.num_decodes[-1] == decoding, "a decode was left out"
         assert sum(sizes.values()) <= left
@@ -156,6 +173,9 @@ def test_mixed_keeps_its_limits_and_fills_its_budget(
             assert set(wanted) <= set(sizes), "a begun prompt got nothing"
             fair = left // max(max_partial, len(wanted))
             assert all(sizes.get(i, 0) >= min(want, fair) for i, want in wanted.items()), "unfair"
+            share = max(left // max_partial, 1)
+            late = [i for i in longs if i in wanted][1:]
+            assert all(sizes[i] <= share for i in late), "the oldest long prompt does not get the rest"
         if queues.partial and left > 0:
             assert sum(sizes.values()) == left, "some budget was left unused before a prompt"
 
@@ -179,7 +199,7 @@ def test_mixed_admits_into_what_is_left(kit: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize(("max_partial", "done_s"), [(1, 11.0), (2, 2.0)])
-def test_a_short_prompt_passes_a_long_one_only_where_two_may_be_partial(
+def test_short_prompts_pass_a_long_one_only_where_two_may_be_partial(
     kit: SimpleNamespace, max_partial: int, done_s: float
 ) -> None:
     requests = [kit.request(0, 100, 1), *(kit.request(i, 2, 1, 0.5) for i in (1, 2))]
@@ -189,27 +209,63 @@ def test_a_short_prompt_passes_a_long_one_only_where_two_may_be_partial(
     assert sizes == [10] * 10 if max_partial == 1 else [10, 6, *[10] * 8, 4]
 
 
-def test_two_long_prompts_share_alike_and_the_shorter_leaves_the_rest(kit: SimpleNamespace) -> None:
-    requests = [kit.request(0, 40, 1), kit.request(1, 12, 1), kit.request(2, 30, 1)]
-    run = kit.serve(Mixed(chunk_size=10, max_partial_prefills=2), requests)
-    assert [num for _, num in chunks_of(run.steps, 1)] == [5, 5, 2]
-    assert [num for _, num in chunks_of(run.steps, 0)] == [5, 5, 8, 5, 5, 5, 5, 2]
-    assert run.requests[2].first_scheduled_s == 3.0
+@pytest.mark.parametrize("max_partial", [2, 3, 4])
+@pytest.mark.parametrize("num_long", [1, 2, 5])
+@pytest.mark.parametrize("name", ["mixed", "adaptive"])
+def test_however_many_long_prompts_come_first_a_short_one_is_not_kept_waiting(
+    kit: SimpleNamespace, name: str, num_long: int, max_partial: int
+) -> None:
+    # More than any step's budget, be it one of the first that an automatic one tries.
+    requests = [kit.request(i, 2000, 2) for i in range(num_long)]
+    requests += [kit.request(i, 8, 2, float(i - num_long) + 0.5) for i in range(num_long, num_long + 8)]
+    knobs = {"max_partial_prefills": max_partial, "max_batch_size": 16}
+    knobs |= {"min_batch_size": 16} if name == "adaptive" else {}
+    policy = strategy(name, knobs).make_policy()
+    run = kit.serve(policy, requests, kit.Executor(num_blocks=3000))
+    firsts = [record.token_times_s[0] - record.arrival_s for record in run.requests[num_long:]]
+    assert firsts == [1.5] * 8
+    longs = [record.token_times_s[0] for record in run.requests[:num_long]]
+    assert longs == sorted(longs)
 
 
-def test_no_more_prompts_begin_than_may_be_partial(kit: SimpleNamespace) -> None:
-    """Three tokens are one each for three prompts, but only two may be cut."""
-    requests = [kit.request(i, 9, 1) for i in range(3)]
-    steps = kit.serve(Mixed(chunk_size=3, max_partial_prefills=2), requests).steps
-    assert steps.num_prefills[:5] == [2, 2, 2, 2, 2]
+def test_long_prompts_share_and_the_oldest_gets_the_rest(kit: SimpleNamespace) -> None:
+    requests = [kit.request(0, 40, 1), kit.request(1, 21, 1), kit.request(2, 30, 1), kit.request(3, 2, 1)]
+    run = kit.serve(Mixed(chunk_size=10, max_partial_prefills=3), requests)
+    assert [num for _, num in chunks_of(run.steps, 0)] == [5, 7, 7, 7, 7, 7]
+    assert [num for _, num in chunks_of(run.steps, 1)] == [3] * 7
+    assert run.requests[2].first_scheduled_s == 6.0
+    assert run.requests[3].token_times_s == [1.0]
 
 
-def test_an_endless_stream_of_short_prompts_does_not_starve_a_long_one(kit: SimpleNamespace) -> None:
-    requests = [kit.request(0, 200, 1), *(kit.request(i, 7, 3, float(i)) for i in range(1, 120))]
-    run = kit.serve(Mixed(8, chunk_size=12, max_partial_prefills=2), requests, kit.Executor(num_blocks=200))
-    # At least half of what three decodes a step leave.
-    assert run.requests[0].token_times_s[0] <= 200 / ((12 - 6) / 2) + 1
-    assert max(r.first_scheduled_s - r.arrival_s for r in run.requests) < 120
+def test_a_long_prompt_that_ends_leaves_its_place_in_the_same_step(kit: SimpleNamespace) -> None:
+    requests = [kit.request(i, prompt, 1) for i, prompt in enumerate((18, 15, 13))]
+    steps = kit.serve(Mixed(chunk_size=10, max_partial_prefills=2), requests).steps
+    assert steps.slices == [
+        ((0, 0, 0, 10),),
+        ((0, 0, 10, 8), (1, 1, 0, 2)),
+        ((1, 1, 2, 10),),
+        ((1, 1, 12, 3), (2, 0, 0, 7)),
+        ((2, 0, 7, 6),),
+    ]
+
+
+@pytest.mark.parametrize("max_partial", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_blocks", [20, 32, 200])
+def test_endless_short_prompts_starve_no_long_one(
+    kit: SimpleNamespace, max_partial: int, num_blocks: int
+) -> None:
+    """Nor of a place, nor of slots, nor of blocks: a long one takes 16 of these."""
+    requests = [kit.request(i, 60, 4, 10.0) for i in range(3)]
+    requests += [kit.request(i, 5, 6, i / 2) for i in range(3, 800)]
+    policy = Mixed(8, chunk_size=12, max_partial_prefills=max_partial)
+    run = kit.serve(policy, requests, kit.Executor(num_blocks=num_blocks))
+    firsts = [run.requests[i].token_times_s[0] for i in range(3)]
+    begins = [run.requests[i].first_scheduled_s for i in range(3)]
+    assert begins == sorted(begins)
+    # Those that came before have ended after 40 steps; then at least the share of what eight decodes leave.
+    assert firsts[0] <= 50.0 + 60 / (4 // max_partial)
+    assert firsts[2] <= 50.0 + 3 * (60 / (4 // max_partial) + 6)
+    assert run.requests[-1].first_scheduled_s > firsts[2] + 100, "the stream of short ones has dried up"
 
 
 def test_prompts_go_on_when_decodes_that_took_the_whole_budget_end(kit: SimpleNamespace) -> None:

@@ -89,9 +89,10 @@ def test_chunks_begin_behind_the_hit(kit: SimpleNamespace, policy: Policy) -> No
 
 
 def test_a_half_computed_prompt_shares_what_it_has(kit: SimpleNamespace) -> None:
-    requests = [asks(0, SYSTEM * 2, 1), asks(1, (*SYSTEM, 1), 1, 2.5)]
+    """Of its nine tokens the second has one to compute, which makes it a short one."""
+    requests = [asks(0, SYSTEM * 2, 1), asks(1, (*SYSTEM, 1), 1, 1.5)]
     run = kit.serve(Mixed(chunk_size=4, max_partial_prefills=2), requests, prefix_caching=True)
-    assert run.requests[1].first_scheduled_s == 3.0 < run.requests[0].end_s
+    assert run.requests[1].first_scheduled_s == 2.0 < run.requests[0].end_s
     assert cached(run) == [0, 8]
 
 
@@ -108,7 +109,7 @@ def test_hits_fit_beside_a_long_prompts_share(kit: SimpleNamespace) -> None:
     requests = [asks(0, (*SYSTEM, 1), 1), asks(1, tuple(range(40)), 1, 5.0)]
     requests += [asks(i, (*SYSTEM, i), 1, 5.0) for i in range(2, 7)]
     run = kit.serve(Mixed(chunk_size=10, max_partial_prefills=2), requests, prefix_caching=True)
-    assert [[num for *_, num in step] for step in run.steps.slices[1:3]] == [[1, 1, 1, 1, 1, 5], [10]]
+    assert [[num for *_, num in step] for step in run.steps.slices[1:3]] == [[5, 1, 1, 1, 1, 1], [10]]
 
 
 def test_a_preempted_sequence_finds_what_it_had_and_is_not_praised_for_it(kit: SimpleNamespace) -> None:

@@ -76,7 +76,7 @@ def test_mistakes_get_one_line(name: str, knobs: dict[str, Any], says: str) -> N
 @pytest.mark.parametrize("value", ["auto", 0, 0.0])
 def test_auto_is_a_value_and_shown_as_one(value: float | str) -> None:
     made = strategy("mixed", {"chunk_size": value})
-    assert made.label == "mixed, max_batch_size 32, chunk_size auto, max_partial_prefills 1"
+    assert made.label == "mixed, max_batch_size 32, chunk_size auto, max_partial_prefills 2"
     assert made.shown_knobs["chunk_size"] == "auto"
     assert strategy("mixed", made.shown_knobs) == made
 
@@ -105,6 +105,11 @@ def test_a_preset_is_its_strategy_with_its_knobs(name: str) -> None:
     assert name not in STRATEGIES
     for line in (preset.source, preset.differs):
         assert line and "\n" not in line
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.strategy == "mixed"])
+def test_presets_keep_the_order_of_arrival_of_their_sources(name: str) -> None:
+    assert dict(strategy(name).knobs)["max_partial_prefills"] == 1
 
 
 def test_a_knob_of_a_preset_can_be_changed() -> None:

@@ -65,7 +65,7 @@ SORT_BY_LENGTH = Knob("sort_by_length", 0, 1, 0, "1: batches of alike lengths", 
 MAX_DELAY = Knob("max_delay_s", 0.001, 2.0, 0.05, "seconds", integer=False)
 CHUNK_SIZE = Knob("chunk_size", 32, 8192, 256, "prompt tokens per chunk")
 STEP_TOKENS = Knob("chunk_size", 32, 8192, 512, "tokens per step", auto=True)
-MAX_PARTIAL_PREFILLS = Knob("max_partial_prefills", 1, 8, 1, "prompts")
+MAX_PARTIAL_PREFILLS = Knob("max_partial_prefills", 1, 8, 2, "prompts")
 MIN_BATCH_SIZE = Knob("min_batch_size", 1, 16, 4, "sequences")
 TARGET = Knob("target", 0.5, 1.0, 0.9, "of the limit on the TPOT", integer=False)
 NUM_DRAFTS = Knob("num_drafts", 1, 8, 0, "draft tokens per sequence and step", auto=True)

@@ -28,7 +28,7 @@ _WHOLE_PROMPTS = 65536
 PRESETS: dict[str, Preset] = {
     "orca": Preset(
         "mixed",
-        {"max_batch_size": 128, "chunk_size": _WHOLE_PROMPTS},
+        {"max_batch_size": 128, "chunk_size": _WHOLE_PROMPTS, "max_partial_prefills": 1},
         "Orca (OSDI 2022), as the orca scheduler of sarathi-serve (OSDI 2024) has it",
         "Orca reserves the KV cache of the whole answer on admission; here blocks are taken as needed, and "
         "the newest sequence may be preempted",
@@ -41,20 +41,20 @@ PRESETS: dict[str, Preset] = {
     ),
     "sarathi": Preset(
         "mixed",
-        {"max_batch_size": 128, "chunk_size": 512},
+        {"max_batch_size": 128, "chunk_size": 512, "max_partial_prefills": 1},
         "Sarathi-Serve (OSDI 2024), defaults of sarathi-serve",
         "none in the order of work; its dynamic chunk schedule, off by default, is not here",
     ),
     "vllm-v1": Preset(
         "mixed",
-        {"max_batch_size": 256, "chunk_size": 2048},
+        {"max_batch_size": 256, "chunk_size": 2048, "max_partial_prefills": 1},
         "vLLM 0.33, the V1 scheduler; defaults of its server on GPUs under 70 GiB",
         "V1 computes running requests in order of admission, here decodes go before prompts that have begun; "
         "it plans the next step while one runs",
     ),
     "splitfuse": Preset(
         "mixed",
-        {"max_batch_size": 512, "chunk_size": 768},
+        {"max_batch_size": 512, "chunk_size": 768, "max_partial_prefills": 1},
         "DeepSpeed-FastGen (2024), defaults of DeepSpeed's inference engine v2",
         "FastGen may cut several prompts in a step, here one; a budget that follows the measured steps is "
         "chunk_size auto",

@@ -142,29 +142,29 @@ class Queues:
             token_budget -= num_tokens
         return slices
 
-    def admit(self, now: float) -> bool:
-        """Start the oldest waiting request, if there are a slot and blocks for it.
+    def admit(self, now: float, sequence: Sequence | None = None) -> bool:
+        """Start a waiting request, the oldest unless another is named, if there are a slot and blocks for it.
 
         It gets the blocks of its whole prompt, however few of its tokens the first chunk computes: a
         prompt that has begun then never waits for blocks, so two of them cannot wait for each other.
         Those of its beginning that are cached it shares, and computes what comes after them.
         """
-        oldest = self.oldest_waiting
-        if oldest is None or not self._free_slots:
+        sequence = sequence or self.oldest_waiting
+        if sequence is None or not self._free_slots:
             return False
-        hit = self._hit(oldest)
+        hit = self._hit(sequence)
         shared = [] if hit is None else hit.path()
-        num_blocks = self.kv.blocks_for(oldest.num_tokens) - len(shared)
+        num_blocks = self.kv.blocks_for(sequence.num_tokens) - len(shared)
         reserve = self._watermark if self.running else 0
         if num_blocks + self.kv.num_idle(shared) + reserve > self.kv.num_free:
             return False
         # Shared first: allocating may evict what is idle.
         for block in shared:
             self.kv.share(block)
-        oldest.block_table = shared + self.kv.allocate(num_blocks)
-        oldest.cached = hit
-        oldest.num_computed = len(shared) * self.kv.block_size
-        self._start(oldest, now)
+        sequence.block_table = shared + self.kv.allocate(num_blocks)
+        sequence.cached = hit
+        sequence.num_computed = len(shared) * self.kv.block_size
+        self._start(sequence, now)
         return True
 
     def num_to_compute(self, sequence: Sequence) -> int:

@@ -69,7 +69,7 @@ STRATEGIES: dict[str, StrategyKind] = {
     ),
     "adaptive": StrategyKind(
         Adaptive,
-        (MAX_BATCH_SIZE, MIN_BATCH_SIZE, TARGET),
+        (MAX_BATCH_SIZE, MIN_BATCH_SIZE, TARGET, MAX_PARTIAL_PREFILLS),
         "mixed, with a batch limit that follows the SLO, the queue and the KV cache",
         takes_limits=True,
     ),

@@ -20,13 +20,14 @@ class Adaptive:
     (`AutoBudget`); how long decodes take, which moves the batch limit (`BatchLimit`); how long answers are,
     which keeps out requests that would run the KV cache over (`PeakForecast`).
 
-    Requests are admitted in order, and one that nobody runs beside always is, so that a wrong forecast costs
-    time and nothing else.
+    Requests are admitted in the order of `Mixed`, and one that nobody runs beside always is, so that a wrong
+    forecast costs time and nothing else.
 
     Args:
         min_batch_size: Sequences that may run at any time, however slow the steps.
         max_batch_size: Most sequences that ever run at once.
         target: Share of the limit on the TPOT that a step may take; without such a limit nothing.
+        max_partial_prefills: Most prompts that may be left half computed by a step, as in `Mixed`.
         limits: Of the SLO.
     """
 
@@ -37,18 +38,20 @@ class Adaptive:
         min_batch_size: int = 4,
         max_batch_size: int = 32,
         target: float = 0.9,
+        max_partial_prefills: int = 2,
         limits: LatencyLimits = NO_LIMITS,
     ) -> None:
         self.max_batch_size = max_batch_size
         self._budget = AutoBudget(limits.tpot_s, target)
         self._limit = BatchLimit(min_batch_size, max_batch_size, limits.tpot_s, target)
         self._forecast = PeakForecast()
+        self._max_partial = max_partial_prefills
         self._ttft_limit_s = limits.ttft_s
 
     def plan(self, now: float, queues: Queues) -> StepPlan | float | None:
         plan = queues.decode(StepPlan(), now)
         tokens = self._budget.prompt_tokens(plan, queues)
-        add_prompts(plan, queues, tokens, 1, lambda: self._admit(now, queues))
+        add_prompts(plan, queues, tokens, self._max_partial, lambda prompt: self._admit(prompt, now, queues))
         return plan or None
 
     def took(self, step: StepTaken) -> None:
@@ -57,22 +60,19 @@ class Adaptive:
         for sequence in step.ended:
             self._forecast.ended(sequence)
 
-    def _admit(self, now: float, queues: Queues) -> bool:
-        oldest = queues.oldest_waiting
-        if oldest is None:
-            return False
+    def _admit(self, prompt: Sequence, now: float, queues: Queues) -> bool:
         if len(queues.running) >= self._limit.size:
-            self._limit.keeps_out(len(queues.waiting), self._is_urgent(oldest, now))
+            self._limit.keeps_out(len(queues.waiting), self._is_urgent(prompt, now))
             return False
-        if not self._forecast.fits(oldest, queues) and queues.running:
+        if not self._forecast.fits(prompt, queues) and queues.running:
             return False
-        if not queues.admit(now):
+        if not queues.admit(now, prompt):
             return False
-        self._forecast.admitted(oldest, queues)
+        self._forecast.admitted(prompt, queues)
         return True
 
-    def _is_urgent(self, oldest: Sequence, now: float) -> bool:
+    def _is_urgent(self, prompt: Sequence, now: float) -> bool:
         limit_s = self._ttft_limit_s
-        if limit_s is None or oldest.num_output > 0:
+        if limit_s is None or prompt.num_output > 0:
             return False
-        return now - oldest.request.arrival_s > _URGENT * limit_s
+        return now - prompt.request.arrival_s > _URGENT * limit_s
