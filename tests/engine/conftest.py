@@ -222,6 +222,10 @@ class ListSource:
         self._next = 0
         self.ended: list[int] = []
 
+    def add(self, request: Request) -> None:
+        """One that arrives no sooner than all others."""
+        self._requests.append(request)
+
     def next_arrival_s(self) -> float | None:
         return self._requests[self._next].arrival_s if self._next < len(self._requests) else None
 

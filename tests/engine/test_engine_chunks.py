@@ -249,6 +249,14 @@ def test_a_long_prompt_that_ends_leaves_its_place_in_the_same_step(kit: SimpleNa
     ]
 
 
+def test_a_prompt_that_decodes_make_long_takes_no_third_place(kit: SimpleNamespace) -> None:
+    """Request 2 begins when it fits into a step; a decode later it does not, and two prompts are cut."""
+    requests = [kit.request(0, 99, 1), kit.request(1, 1, 9), kit.request(2, 12, 1), kit.request(3, 2, 1, 0.5)]
+    run = kit.serve(Mixed(chunk_size=12, max_partial_prefills=2), requests)
+    assert [num for _, num in chunks_of(run.steps, 2)] == [5, 5, 2]
+    assert run.requests[3].first_scheduled_s == 2.0
+
+
 @pytest.mark.parametrize("max_partial", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_blocks", [20, 32, 200])
 def test_endless_short_prompts_starve_no_long_one(
