@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import chisquare
-from test_execute_tokens import ARCHITECTURES, KNOBS, executor, network
+from test_execute_tokens import ARCHITECTURES, executor, network, with_knobs
 from tiny_models import BLOCK_SIZE, tiny
 
 from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import ReplayClock
 from tunebatch.engine.records import EndReason, RunRecord
 from tunebatch.engine.request import Request, Sampling
-from tunebatch.engine.strategies import STRATEGIES, knobs_of, strategy
+from tunebatch.engine.strategies import STRATEGIES, strategy
 from tunebatch.execute.torch import same_tokens
 from tunebatch.execute.torch.draft_model import DraftModel, load_draft
 from tunebatch.execute.torch.executor import TorchExecutor
@@ -69,8 +69,7 @@ def with_draft(name: str, backend: str, num_blocks: int) -> TorchExecutor:
 
 
 def serve_all(served: TorchExecutor, name: str, traffic: list[Request], num_drafts: int = 3) -> RunRecord:
-    values = KNOBS | {"num_drafts": num_drafts}
-    chosen = strategy(name, {knob.name: values[knob.name] for knob in knobs_of(name)})
+    chosen = with_knobs(name, num_drafts=num_drafts)
     served.reset()
     engine = engine_for(chosen, served, same_tokens.AllAtOnce(traffic), ReplayClock())
     while engine.step():
@@ -116,16 +115,37 @@ class Skewed:
         return [(1,) * count for _, count in wanted]
 
 
-@pytest.mark.parametrize("num_drafts", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("drafter", ["ngram", "draft"])
-def test_sampled_tokens_have_the_targets_distribution_with_drafts(drafter: str, num_drafts: int) -> None:
-    """On seven words, whatever is drafted: the third token of many answers against what it should be."""
-    torch.manual_seed(5)
+def seven_words(sharpness: float) -> Any:
     model = tiny("llama", vocab_size=7, max_position_embeddings=32)
     with torch.no_grad():
-        model.lm_head.weight.mul_(8.0)
+        model.lm_head.weight.mul_(sharpness)
+    return model
+
+
+def small_draft() -> DraftModel:
+    """A model of its own, whose greedy guesses are at times what the target says."""
+    network = seven_words(8.0)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.5 * parameter.std() * torch.randn_like(parameter))
+    return DraftModel(serve(network, name="draft", block_size=BLOCK_SIZE, num_blocks=512, max_slots=64))
+
+
+@pytest.mark.parametrize(
+    ("drafter", "num_drafts"),
+    [
+        *((drafter, count) for drafter in ("ngram", "skewed") for count in (1, 2, 3, 4, 5)),
+        ("model", 3),
+        ("model", 0),
+    ],
+)
+def test_sampled_tokens_have_the_targets_distribution_with_drafts(drafter: str, num_drafts: int) -> None:
+    """On seven words, whatever is drafted: the third token of many answers against what it should be."""
+    model = seven_words(8.0)
     served = serve(model, name="tiny", block_size=BLOCK_SIZE, num_blocks=512, max_slots=64)
-    served.drafter = Skewed()
+    served.drafter = small_draft() if drafter == "model" else Skewed()
+    feature = "ngram" if drafter == "ngram" else "draft"
     prompt = (2, 5, 1, 3, 2, 5)
     traffic = [
         Request(i, prompt, 6, sampling=Sampling(temperature=1.0, seed=i), ignore_eos=True)
@@ -133,7 +153,7 @@ def test_sampled_tokens_have_the_targets_distribution_with_drafts(drafter: str, 
     ]
     values = {"max_batch_size": 64, "max_batched_tokens": 512, "num_drafts": num_drafts}
     drafted = engine_for(
-        strategy(f"continuous+{drafter}", values), served, same_tokens.AllAtOnce(traffic), ReplayClock()
+        strategy(f"continuous+{feature}", values), served, same_tokens.AllAtOnce(traffic), ReplayClock()
     ).run()
     assert sum(one.num_accepted for one in drafted.requests) > 100
     assert sum(one.num_drafted - one.num_accepted for one in drafted.requests) > 100

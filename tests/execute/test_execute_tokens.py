@@ -16,7 +16,7 @@ from tunebatch.engine.clock import ReplayClock
 from tunebatch.engine.engine import Engine
 from tunebatch.engine.records import EndReason
 from tunebatch.engine.request import Request
-from tunebatch.engine.strategies import STRATEGIES, strategy
+from tunebatch.engine.strategies import STRATEGIES, Strategy, knobs_of, strategy
 from tunebatch.execute.torch import same_tokens
 from tunebatch.execute.torch.attention import BACKENDS
 from tunebatch.execute.torch.compiled.decoder import LLAMA_LIKE
@@ -86,13 +86,19 @@ KNOBS = {
     "max_batched_tokens": 40,
     "max_delay_s": 0.001,
     "chunk_size": 7,
-    "max_partial_prefills": 2,
+    "max_partial_prefills": 3,
     "min_batch_size": 2,
     "target": 0.9,
     "sort_by_length": 1,
 }
 # Triton's interpreter takes a second for a step; what it gives is tested beside its kernels.
 ON_CPU = [backend for backend in BACKENDS if backend != "triton"]
+
+
+def with_knobs(name: str, **others: float) -> Strategy:
+    """A strategy with the knobs above, and the default of one that is not among them."""
+    values = KNOBS | others
+    return strategy(name, {knob.name: values.get(knob.name, knob.default) for knob in knobs_of(name)})
 
 
 @cache
@@ -147,13 +153,10 @@ def test_greedy_tokens_equal_generate_under_preemption_and_cancellation(name: st
     want = expected(name)
     preempted = 0
     for kind in STRATEGIES:
-        knobs = {knob.name: KNOBS[knob.name] for knob in STRATEGIES[kind].knobs}
         traffic = requests(199)
         # Due while it runs: the clock is far past it by the time the first batch has been prefilled.
         traffic[1] = dataclasses.replace(traffic[1], cancel_at_s=1e-3)
-        engine = Engine(
-            served, strategy(kind, knobs).make_policy(), same_tokens.AllAtOnce(traffic), ReplayClock()
-        )
+        engine = Engine(served, with_knobs(kind).make_policy(), same_tokens.AllAtOnce(traffic), ReplayClock())
         while engine.step():
             engine.queues.check_integrity()
         record = engine.record()
@@ -181,9 +184,8 @@ def test_greedy_tokens_equal_generate_with_hits_in_the_prefix_cache(name: str, b
     want = [*expected(name).values(), *(same_tokens.generate(served, r.prompt, 9) for r in follow_ups)]
     preempted = 0
     for kind in ("continuous", "chunked", "mixed"):
-        knobs = {knob.name: KNOBS[knob.name] for knob in STRATEGIES[kind].knobs}
         source = same_tokens.AllAtOnce(first, follow_ups)
-        engine = engine_for(strategy(f"{kind}+prefix", knobs), served, source, ReplayClock())
+        engine = engine_for(with_knobs(f"{kind}+prefix"), served, source, ReplayClock())
         record = engine.run()
         engine.queues.check_integrity()
         assert [request.output for request in record.requests] == want, kind
