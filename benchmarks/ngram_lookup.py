@@ -3,8 +3,10 @@
     python benchmarks/ngram_lookup.py [--context 4096] [--sequences 32] [--rounds 200]
 
 Each round every sequence gets a new token and proposes five. With random tokens no n-gram occurs twice, so
-that the whole text is searched; with those of a few words the last ones stand a few tokens back. The first
-proposal of a sequence, which packs its prompt, is told by itself. No proposal knows of a queue.
+that the whole text is searched; with those of a few words the last ones stand a few tokens back. The worst
+cases are texts that a search of bytes, or for a longer n-gram, goes through step by step; of them every
+proposal is of the same text. The first proposal of a sequence, which packs its prompt, is told by itself. No
+proposal knows of a queue.
 """
 
 from __future__ import annotations
@@ -19,6 +21,14 @@ from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.speculation.ngram import NGram
 
 NUM_DRAFTS = 5
+# A beginning that is repeated to fill the context, and the end.
+WORST: dict[str, tuple[list[int], list[int]]] = {
+    "65536 ... 1 1": ([65536], [1, 1]),
+    "256 ... 1 1": ([256], [1, 1]),
+    "256 1 ... 1 0 1 0": ([256, 1], [1, 0, 1, 0]),
+    "5 ... 7 5 5 5": ([5], [7, 5, 5, 5]),
+    "9 5 5 5 ... 7 5 5 5": ([9, 5, 5, 5], [7, 5, 5, 5]),
+}
 
 
 def times_us(context: int, count: int, rounds: int, vocabulary: int) -> tuple[float, list[float]]:
@@ -37,6 +47,16 @@ def times_us(context: int, count: int, rounds: int, vocabulary: int) -> tuple[fl
     return statistics.median(first), later
 
 
+def worst_us(context: int, rounds: int, begin: list[int], end: list[int]) -> tuple[float, list[float]]:
+    """As `times_us`, for one text."""
+    prompt = (begin * context)[: context - len(end)] + end
+    drafter, first = NGram(), []
+    for _ in range(20):
+        sequence = Sequence(Request(0, tuple(prompt), 1))
+        first.append(_timed(drafter, [sequence]))
+    return statistics.median(first), [_timed(drafter, [sequence]) for _ in range(rounds)]
+
+
 def _timed(drafter: NGram, sequences: list[Sequence]) -> float:
     begin = time.perf_counter()
     drafter.propose([(sequence, NUM_DRAFTS) for sequence in sequences])
@@ -50,11 +70,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     options = parser.parse_args()
     for name, vocabulary in (("nothing found", 150_000), ("found nearby", 30)):
-        first, later = times_us(options.context, options.sequences, options.rounds, vocabulary)
-        print(
-            f"{options.context} tokens, {name}: median {statistics.median(later):.1f} us a sequence, "
-            f"p99 {statistics.quantiles(later, n=100)[98]:.1f} us; the first {first:.0f} us"
-        )
+        show(name, options.context, *times_us(options.context, options.sequences, options.rounds, vocabulary))
+    for name, (begin, end) in WORST.items():
+        show(name, options.context, *worst_us(options.context, options.rounds, begin, end))
+
+
+def show(name: str, context: int, first: float, later: list[float]) -> None:
+    print(
+        f"{context} tokens, {name}: median {statistics.median(later):.1f} us a sequence, "
+        f"p99 {statistics.quantiles(later, n=100)[98]:.1f} us; the first {first:.0f} us"
+    )
 
 
 if __name__ == "__main__":

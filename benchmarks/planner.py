@@ -2,13 +2,19 @@
 
     python benchmarks/planner.py [--strategy continuous ...] [--running 256] [--waiting 100 10000]
                                  [--steps 2000] [--rounds 5] [--full-cache]
+    python benchmarks/planner.py --strategy continuous+prefix continuous+ngram
 
 A strategy in a steady state: all batch slots are taken, and whoever ends is replaced by the oldest of the
 queue, which is topped up. The executor computes nothing, and says what a GPU would have taken, for those
 strategies that learn from it. A step should cost what changes and what runs, never what waits, so the ratio
-of the medians should be near 1. The queues take turns, round by round, so that a change of the machine's
-speed meets both. `mixed-auto` is mixed with an automatic chunk size. With --full-cache the KV cache holds
-half of what the batch may need, so that it is blocks that requests wait for.
+of the medians should be near 1: it is told, and whether all are within a tenth. The queues take turns, round
+by round, so that a change of the machine's speed meets both. `mixed-auto` is mixed with an automatic chunk
+size. With --full-cache the KV cache holds half of what the batch may need, so that it is blocks that requests
+wait for.
+
+Features are added to a strategy with `+`. With `prefix` prompts begin with one of eight texts and go on by
+themselves. With `ngram` four tokens are drafted each step, and half of those that are found are accepted; the
+answers go round in circles, so that most are found. (With `draft` a model would draft.)
 """
 
 from __future__ import annotations
@@ -20,19 +26,23 @@ import statistics
 import time
 from collections.abc import Sequence as SequenceOf
 
+from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import VirtualClock
-from tunebatch.engine.engine import Engine
+from tunebatch.engine.knobs import NUM_DRAFTS
 from tunebatch.engine.plan import StepOutput, StepPlan
 from tunebatch.engine.records import RequestRecord
 from tunebatch.engine.request import Request
-from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
+from tunebatch.engine.strategies import STRATEGIES, Strategy, StrategyError, canonical, knobs_of, strategy
 
 BLOCK_SIZE = 16
 PROMPT_TOKENS, OUTPUT_TOKENS = (32, 512), (16, 512)
+VOCABULARY = range(1, 32_000)
+NUM_BEGINNINGS = 8
+FLAT = 1.1  # times the median with the shortest queue
 
 
 class NullExecutor:
-    """Answers at once with a token that ends nothing."""
+    """Answers at once with a token that ends nothing, and accepts every other draft."""
 
     block_size = BLOCK_SIZE
     max_context = 2048
@@ -48,7 +58,8 @@ class NullExecutor:
 
     def execute(self, plan: StepPlan) -> StepOutput:
         duration_s = 5e-3 + 2e-5 * plan.num_decodes + 2e-5 * plan.num_slice_tokens
-        return StepOutput([(1,)] * len(plan.slices), self._tokens[: plan.num_decodes], duration_s)
+        tokens = [(1,) * (1 + len(piece.draft_tokens) // 2) for piece in plan.slices]
+        return StepOutput(tokens, self._tokens[: plan.num_decodes], duration_s)
 
     def reset(self) -> None:
         pass
@@ -59,11 +70,10 @@ class FullQueue:
 
     def __init__(self, num_present: int, num_total: int) -> None:
         draw = random.Random(0)
-        prompt = (1,) * PROMPT_TOKENS[1]
+        texts = [tuple(draw.choices(VOCABULARY, k=PROMPT_TOKENS[1])) for _ in range(NUM_BEGINNINGS)]
         # Made beforehand, so that no step pays for it.
         self._requests = [
-            Request(i, prompt[: draw.randint(*PROMPT_TOKENS)], draw.randint(*OUTPUT_TOKENS))
-            for i in range(num_total)
+            Request(i, _prompt(draw, texts), draw.randint(*OUTPUT_TOKENS)) for i in range(num_total)
         ]
         self._taken = 0
         self._missing = num_present
@@ -79,17 +89,23 @@ class FullQueue:
         self._missing += 1
 
 
+def _prompt(draw: random.Random, texts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Half of it is the beginning of a text that others share, the rest its own."""
+    size = draw.randint(*PROMPT_TOKENS)
+    own = draw.randrange(len(texts[0]) - size + 1)
+    return draw.choice(texts)[: size // 2] + draw.choice(texts)[own : own + size - size // 2]
+
+
 def configured(name: str, running: int) -> Strategy:
     """A strategy whose batch may be ``running``, with room for them in every step."""
     wanted = {
         "max_batch_size": running,
         "min_batch_size": running,
-        "chunk_size": 0 if name == "mixed-auto" else 2048,
+        "chunk_size": 0 if name.startswith("mixed-auto") else 2048,
+        NUM_DRAFTS.name: 4,
     }
-    name = name.removesuffix("-auto")
-    return strategy(
-        name, {knob.name: wanted[knob.name] for knob in STRATEGIES[name].knobs if knob.name in wanted}
-    )
+    name = canonical(name.replace("-auto", ""))
+    return strategy(name, {knob.name: wanted[knob.name] for knob in knobs_of(name) if knob.name in wanted})
 
 
 def step_times_us(
@@ -100,7 +116,7 @@ def step_times_us(
     warm_up = 2 * OUTPUT_TOKENS[1]
     source = FullQueue(running + waiting, running * (steps + warm_up) // OUTPUT_TOKENS[0] + running + waiting)
     executor = NullExecutor(running, full_cache)
-    engine = Engine(executor, chosen.make_policy(), source, VirtualClock())
+    engine = engine_for(chosen, executor, source, VirtualClock())
     for _ in range(warm_up):
         engine.step()
     gc.collect()
@@ -123,16 +139,24 @@ def p99(times: SequenceOf[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    names = [*STRATEGIES, "mixed-auto"]
-    parser.add_argument("--strategy", nargs="+", choices=names, default=["continuous"])
+    parser.add_argument(
+        "--strategy",
+        nargs="+",
+        default=["continuous"],
+        help=f"{', '.join(STRATEGIES)} or mixed-auto, with +prefix and +ngram as wanted",
+    )
     parser.add_argument("--full-cache", action="store_true")
     parser.add_argument("--running", type=int, default=256)
     parser.add_argument("--waiting", type=int, nargs="+", default=[100, 10_000])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    for name in args.strategy:
-        show(configured(name, args.running), args)
+    try:
+        strategies = [configured(name, args.running) for name in args.strategy]
+    except StrategyError as error:
+        parser.error(str(error))
+    for chosen in strategies:
+        show(chosen, args)
 
 
 def show(chosen: Strategy, args: argparse.Namespace) -> None:
@@ -146,6 +170,7 @@ def show(chosen: Strategy, args: argparse.Namespace) -> None:
             ran.append(mean)
     print(f"{chosen.label}: {statistics.mean(ran):.0f} running")
     first = times[args.waiting[0]]
+    medians = [statistics.median(collected) for collected in times.values()]
     for waiting, collected in times.items():
         print(
             f"  {waiting:6d} waiting: "
@@ -153,6 +178,8 @@ def show(chosen: Strategy, args: argparse.Namespace) -> None:
             f"({len(collected)} steps; {statistics.median(collected) / statistics.median(first):.2f}x, "
             f"p99 {p99(collected) / p99(first):.2f}x)"
         )
+    flat = max(medians) <= FLAT * min(medians)
+    print(f"  {'flat' if flat else 'NOT flat'} in the number waiting")
 
 
 if __name__ == "__main__":

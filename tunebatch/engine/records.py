@@ -106,7 +106,8 @@ class SpeculationRecord:
         accepted_at: How often it was accepted there.
         num_decodes: Sequences that could have been drafted for, summed over steps.
         depth_sum: Drafts that were asked for them.
-        depth_by_batch: ``(smallest batch, largest batch, drafts)`` that the run learnt, if it chose itself.
+        depth_by_batch: ``(smallest batch, largest batch, drafts)`` that the run learnt, if it chose itself;
+            ranges in order, from 1 on and without gaps.
         num_computed: Tokens of prompts and answers that a draft model computed before it could draft.
         num_reused: Those that it found computed, as others begin alike.
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
+import struct
+from collections.abc import Sequence as SequenceOf
 from enum import Enum
 
 from tunebatch.engine.prefix_cache import CachedBlock
@@ -33,7 +34,7 @@ class Sequence:
         slot: Batch slot, or -1 while it has none.
         row: Place in the decode group, or -1 outside it.
         joined_step: Decode step of the group at which it joined.
-        text: Prompt and output as bytes, where a drafter searches them.
+        text: Prompt and output as characters, where a drafter searches them.
     """
 
     __slots__ = (
@@ -67,7 +68,7 @@ class Sequence:
         self.slot_since_s = 0.0
         self.row = -1
         self.joined_step = 0
-        self.text: bytearray | None = None
+        self.text: str | None = None
         self.record = RequestRecord(
             id=request.id,
             arrival_s=request.arrival_s,
@@ -101,18 +102,22 @@ class Sequence:
         """Tokens of the leading blocks, packed, a block an entry: at least the first ``count``, or as many
         as are full of known tokens. Made once; the caller must not change it."""
         made = self._block_tokens
+        if not made:
+            made += _blocks(self.request.prompt, block_size)
         if len(made) < count:
             # An executor that computes no tokens leaves the output behind its count.
             known = len(self.request.prompt)
             if len(self.output) >= self.num_output:
                 known += len(self.output)
             first = len(made) * block_size
-            full = max(min(count, known // block_size) * block_size, first)
-            packed = array("q", self.token_ids(first, full - first))
-            width = block_size * packed.itemsize
-            data = packed.tobytes()
-            made += [data[at : at + width] for at in range(0, len(data), width)]
+            made += _blocks(self.token_ids(first, min(count * block_size, known) - first), block_size)
         return made
 
     def __repr__(self) -> str:
         return f"Sequence({self.id}, {self.status.value}, computed={self.num_computed}/{self.num_tokens})"
+
+
+def _blocks(tokens: SequenceOf[int], block_size: int) -> tuple[bytes, ...]:
+    """The full blocks of the tokens, packed: in C throughout, as a request's first lookup pays for it."""
+    packed = struct.pack(f"{len(tokens)}I", *tokens)
+    return struct.unpack_from(f"{4 * block_size}s" * (len(tokens) // block_size), packed)

@@ -16,10 +16,14 @@ from tunebatch.measure.time_split import TimeSplit, split_time
 
 __all__ = ["Distribution", "Metrics", "Percentile", "TimeSplit", "summarize", "to_vllm_keys"]
 
+# Less than any clock resolves: no time went by. Over the least of all numbers a rate would be infinite.
+_NO_DURATION_S = 1e-12
+
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """All numbers of one run. Rates are per second of ``duration_s``, first arrival to last token.
+    """All numbers of one run. Rates are per second of ``duration_s``, first arrival to last token; 0 where
+    no time went by.
 
     Attributes:
         cancelled: Hung up by the client: no E2E, but a TTFT and a TPOT of the tokens that came.
@@ -95,6 +99,7 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
     duration = 0.0
     if times.served.any():
         duration = float(times.last[times.served].max() - times.arrival.min())
+        duration = duration if duration > _NO_DURATION_S else 0.0
     prompts = np.array([r.num_prompt_tokens for r in requests], dtype=np.int64)
     num_input, num_output = int(prompts[times.served].sum()), int(times.counts.sum())
 

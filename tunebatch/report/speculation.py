@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 from tunebatch.engine.records import SpeculationRecord
 
 
 def speculation_line(name: str, record: SpeculationRecord) -> str:
     """Acceptance by position and what the run learnt of it, in one line.
 
-    ``name`` is the strategy. Shares are of the drafts that stood at a position; a table of drafts by batch
-    is what vLLM takes as ``num_speculative_tokens`` by batch size.
+    ``name`` is the strategy. Shares are of the drafts that stood at a position. The table of drafts by batch
+    is in JSON, ``[[smallest batch, largest batch, drafts], ...]``, as vLLM takes it in its speculative
+    configuration as ``num_speculative_tokens_per_batch_size``.
     """
     drafted = sum(record.drafted_at)
     if not drafted:
@@ -21,11 +24,7 @@ def speculation_line(name: str, record: SpeculationRecord) -> str:
     accepted = sum(record.accepted_at)
     line = f"{name}: {accepted:,} of {drafted:,} drafts accepted; by position {shares}"
     if record.depth_by_batch:
-        learnt = ", ".join(
-            f"{low} to {high}: {depth}" if low < high else f"{low}: {depth}"
-            for low, high, depth in record.depth_by_batch
-        )
-        line += f"; drafts by batch, as learnt: {learnt}"
+        line += f"; [from batch, to batch, drafts], as learnt: {json.dumps(record.depth_by_batch)}"
     if record.num_computed:
         line += f"; the draft model computed {record.num_computed:,} tokens to draft from"
     if record.num_reused:

@@ -14,6 +14,7 @@ _TRIES = 3  # steps of each depth at first: one may have computed whole prompts 
 _LOOK_AGAIN = 32  # steps until another depth than the best is tried
 _PROBES = (0, 3)  # depths that are tried first; a line through both tells of the others
 _CLEARLY = 1.03  # times more tokens per second, or the deeper draft is not worth its noise
+_KEPT = 0.98  # of what was counted, at each verification: about the last 50 steps decide
 _GUESSED_STEP = 0.2  # of a plain step that a draft adds, before anything was measured
 _GUESS, _PRIOR = 0.6, 4  # acceptance before anything was measured, and verifications that it counts as
 
@@ -34,7 +35,11 @@ class Depth(Protocol):
         ...
 
     def table(self) -> list[tuple[int, int, int]]:
-        """``(smallest batch, largest batch, depth)``, as vLLM takes it."""
+        """``(smallest batch, largest batch, depth)``: ranges in order, from 1 on and without gaps.
+
+        As lists these are what vLLM takes as ``num_speculative_tokens_per_batch_size``. Empty where nothing
+        was learnt.
+        """
         ...
 
 
@@ -71,10 +76,10 @@ class _Bucket:
 class Auto:
     """The depth with the most tokens per second, by batch size, down to 0.
 
-    Tokens per step follow from how often each position was accepted, over all batch sizes; seconds per
-    step from the steps of like batches, with a straight line between the depths that were tried. As TurboSpec
-    (Liu et al., 2024) and vLLM's tables of depth by batch size; but what they profile beforehand is learnt
-    from the run, with one step in 32 to look again.
+    Tokens per step follow from how often each position was accepted of late, over all batch sizes; seconds
+    per step from the steps of like batches, with a straight line between the depths that were tried. As
+    TurboSpec (Liu et al., 2024) and vLLM's tables of depth by batch size; but what they profile beforehand is
+    learnt from the run, with one step in 32 to look again.
 
     Args:
         most: Largest depth.
@@ -84,8 +89,8 @@ class Auto:
         self._most = most
         self._probes = tuple(min(depth, most) for depth in _PROBES)
         self._buckets: defaultdict[int, _Bucket] = defaultdict(_Bucket)
-        self._reached = [0] * most
-        self._accepted = [0] * most
+        self._reached = [0.0] * most
+        self._accepted = [0.0] * most
 
     def choose(self, batch: int) -> int:
         bucket = self._buckets[batch.bit_length()]
@@ -108,18 +113,24 @@ class Auto:
     def verified(self, depth: int, batch: int, accepted: list[int]) -> None:
         reached = batch
         for position in range(depth):
-            self._reached[position] += reached
+            self._reached[position] = _KEPT * self._reached[position] + reached
             reached = sum(count > position for count in accepted)
-            self._accepted[position] += reached
+            self._accepted[position] = _KEPT * self._accepted[position] + reached
 
     def table(self) -> list[tuple[int, int, int]]:
+        # A size that was never seen is like the nearest that was; of two equally near the larger, which
+        # drafts less.
         rows: list[tuple[int, int, int]] = []
+        seen = 0
         for _, bucket in sorted(self._buckets.items()):
             depth = self._best(bucket)
+            first = (seen + bucket.smallest + 1) // 2 if rows else 1
             if rows and rows[-1][2] == depth:
-                rows[-1] = (rows[-1][0], bucket.largest, depth)
-            else:
-                rows.append((bucket.smallest, bucket.largest, depth))
+                first = rows.pop()[0]
+            elif rows:
+                rows[-1] = (rows[-1][0], first - 1, rows[-1][2])
+            rows.append((first, bucket.largest, depth))
+            seen = bucket.largest
         return rows
 
     def _costs(self, bucket: _Bucket) -> Mapping[int, deque[float]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
+import struct
 from collections.abc import Sequence as SequenceOf
 
 from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.speculation.drafter import Wanted
 
-_CODE = "i"
-_WIDTH = array(_CODE).itemsize
+# A token is the character of its id plus this: beyond the surrogates, which no decoder takes. So ids may
+# go up to 2 ** 20; the largest published vocabularies have a quarter of that.
+_OFFSET = 1 << 16
+_ADD_OFFSET = bytes((value + 1) % 256 for value in range(256))  # to the third byte of an id
 
 
 class NGram:
@@ -17,13 +19,14 @@ class NGram:
 
     The longest of the n-grams of ``min_ngram`` to ``max_ngram`` tokens that occurs decides (prompt lookup
     decoding, Saxena 2023; vLLM's ``ngram``). It costs no model: good where answers repeat their prompts.
-    A sequence's tokens are kept as bytes, in which C searches backwards.
+    A sequence's tokens are kept as a string, a character each, in which C searches backwards: whatever the
+    tokens are, it compares at most ``max_ngram`` of them at each place.
     """
 
     num_computed = num_reused = 0
 
     def __init__(self, max_ngram: int = 4, min_ngram: int = 2) -> None:
-        self._sizes = [ngram * _WIDTH for ngram in range(min_ngram, max_ngram + 1)]
+        self._sizes = range(min_ngram, max_ngram + 1)
 
     def propose(self, wanted: SequenceOf[Wanted], generation: SequenceOf[int] = ()) -> list[SequenceOf[int]]:
         """See `Drafter`; nothing where no n-gram occurs twice."""
@@ -36,32 +39,31 @@ class NGram:
         text = _text(sequence)
         end = len(text)
         # The n-gram itself stands at the very end; a longer one ends nowhere that a shorter one does not.
-        found, before = -1, end - _WIDTH
+        found, before = -1, end - 1
         for size in self._sizes:
-            at = _last_aligned(text, text[end - size :], before) if size < end else -1
+            at = text.rfind(text[end - size :], 0, before) if size < end else -1
             if at < 0:
                 break
             found = before = at + size
         if found < 0:
             return ()
-        ahead = array(_CODE, bytes(text[found : found + count * _WIDTH]))
+        ahead = [ord(char) - _OFFSET for char in text[found : found + count]]
         # What ends before so many tokens is a loop, which may go round again.
         return (ahead * -(-count // len(ahead)))[:count]
 
 
-def _last_aligned(text: bytearray, ngram: bytearray, end: int) -> int:
-    """Where the n-gram was last seen before ``end`` with its tokens on token boundaries, or -1."""
-    at = text.rfind(ngram, 0, end)
-    while at >= 0 and at % _WIDTH:
-        at = text.rfind(ngram, 0, at + len(ngram) - 1)
-    return at
-
-
-def _text(sequence: Sequence) -> bytearray:
-    """All tokens of the sequence as bytes; those that are new are added to what was known."""
+def _text(sequence: Sequence) -> str:
+    """All tokens of the sequence as characters; those that are new are added to what was known."""
     text = sequence.text
     if text is None:
-        text = sequence.text = bytearray(array(_CODE, sequence.request.prompt))
-    known = len(text) // _WIDTH - len(sequence.request.prompt)
-    text += array(_CODE, sequence.output[known:]).tobytes()
+        text = _characters(sequence.request.prompt)
+    known = len(text) - len(sequence.request.prompt)
+    sequence.text = text = text + "".join([chr(token + _OFFSET) for token in sequence.output[known:]])
     return text
+
+
+def _characters(tokens: tuple[int, ...]) -> str:
+    """As ``chr`` of each id plus the offset, five times as fast."""
+    packed = bytearray(struct.pack(f"<{len(tokens)}I", *tokens))
+    packed[2::4] = packed[2::4].translate(_ADD_OFFSET)
+    return packed.decode("utf-32-le")
