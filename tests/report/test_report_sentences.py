@@ -115,7 +115,7 @@ def test_drafts_are_told_by_position_and_by_batch() -> None:
     record = SpeculationRecord([100, 80], [75, 20], 400, 700, [(1, 1, 5), (2, 7, 0)])
     assert speculation_line("mixed+ngram", record) == (
         "mixed+ngram: 95 of 180 drafts accepted; by position 75 %, 25 %; "
-        "[from batch, to batch, drafts], as learnt: [[1, 1, 5], [2, 7, 0]]"
+        "drafts by batch (from, to, drafts), as learnt: [[1, 1, 5], [2, 7, 0]]"
     )
     record = SpeculationRecord([4], [3], 4, 4, num_computed=1_250, num_reused=3_750)
     assert speculation_line("x+draft", record) == (

@@ -24,7 +24,7 @@ def speculation_line(name: str, record: SpeculationRecord) -> str:
     accepted = sum(record.accepted_at)
     line = f"{name}: {accepted:,} of {drafted:,} drafts accepted; by position {shares}"
     if record.depth_by_batch:
-        line += f"; [from batch, to batch, drafts], as learnt: {json.dumps(record.depth_by_batch)}"
+        line += f"; drafts by batch (from, to, drafts), as learnt: {json.dumps(record.depth_by_batch)}"
     if record.num_computed:
         line += f"; the draft model computed {record.num_computed:,} tokens to draft from"
     if record.num_reused:
