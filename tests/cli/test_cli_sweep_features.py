@@ -150,7 +150,7 @@ def test_the_json_has_the_features_and_who_was_rejected(asked: Profile) -> None:
     [
         (
             ["--features", "prefx"],
-            ["features = 'prefx'", "did you mean 'prefix'? (one of prefix, "],
+            ["--features prefx", "did you mean 'prefix'? (one of prefix, "],
         ),
         (["--features", "none,prefix"], ["'none' stands alone"]),
         (

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from tunebatch.cli.plan_device import AskedDevice
     from tunebatch.cli.plan_lengths import AskedLengths
     from tunebatch.cli.plan_models import ModelConfig
-    from tunebatch.measure.measured_plan import MeasuredPlan
     from tunebatch.measure.memory_plan import MemoryPlan, Setting
     from tunebatch.models.architecture import Architecture
+    from tunebatch.report.measured_plan import MeasuredPlan
 
 
 def _text(*names: str, metavar: str, help: str) -> Any:
@@ -215,7 +215,7 @@ def _measured(found: ModelConfig, plan: MemoryPlan, asked: AskedDevice) -> Measu
     from tunebatch.execute.torch.decode_steps import decode_step_times
     from tunebatch.execute.torch.load import load_executor
     from tunebatch.execute.torch.memory import measure_memory
-    from tunebatch.measure.measured_plan import measured_plan
+    from tunebatch.report.measured_plan import measured_plan
 
     setting = plan.setting
     executor = load_executor(

@@ -64,4 +64,4 @@ class Watcher:
     def _trial(self, event: SweepEvent) -> str:
         number_ = "" if event.phase == "confirm" else f"{event.trial:>3}"
         name, knobs = event.chosen.name, short_knobs(event.chosen.shown_knobs)
-        return f"{number_:<3}  {name:<{self._name_width}} {knobs:<34} "
+        return f"{number_:<3}  {name:<{self._name_width}} {knobs:<38} "

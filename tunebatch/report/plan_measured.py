@@ -8,8 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from tunebatch.measure.measured_plan import MeasuredPlan
 from tunebatch.measure.memory_plan import MemoryPlan
+from tunebatch.report.measured_plan import MeasuredPlan
 
 _NOTHING = "-"
 
