@@ -19,10 +19,20 @@ README = ROOT.parent / "README.md"
 HEAVY = {"torch", "transformers", "optuna", "rich", "typer", "pandas"}
 
 
+def _for_types(node: ast.If) -> bool:
+    return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def imported(path: Path) -> set[str]:
-    """What a file imports, wherever in it; of ``from tunebatch import bench`` the module is meant."""
+    """What a file imports when it runs, wherever in it, so not for types alone; of ``from tunebatch import
+    bench`` the module is meant."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    guarded = [node for node in ast.walk(tree) if isinstance(node, ast.If) and _for_types(node)]
+    for_types = {id(node) for one in guarded for body in one.body for node in ast.walk(body)}
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module == "tunebatch":

@@ -113,6 +113,6 @@ def test_the_check_finds_shared_blocks_of_other_content(monkeypatch: pytest.Monk
 
 
 def test_a_few_of_the_longest_sequences_fit_into_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunebatch.execute.kv_room.CPU_KV_BYTES", 1)
+    monkeypatch.setattr("tunebatch.measure.kv_room.CPU_KV_BYTES", 1)
     executor = served(long("llama"))
     assert executor.num_blocks * executor.block_size == 4 * executor.max_context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunebatch.execute.kv_room import CPU_KV_BYTES, blocks_of_slots, cpu_kv_bytes
+from tunebatch.measure.kv_room import CPU_KV_BYTES, blocks_of_slots, cpu_kv_bytes
 
 GIB = 2**30
 

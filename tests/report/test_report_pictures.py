@@ -64,6 +64,17 @@ def test_multiples_are_a_column_where_any_row_is_of_static_batching(make_row: An
         assert ("x static" in header) is told and ("3.00x" in first) is told
 
 
+def test_multiples_of_static_are_a_column_where_a_row_has_one(make_row: Any) -> None:
+    for rows, told in (
+        ([make_row("static", 2.0)], True),
+        ([make_row("continuous", 6.0)], False),
+        ([make_row("continuous", 6.0), make_row("static", None)], False),
+    ):
+        console, file = _console()
+        console.print(*strategy_tables(console, rows))
+        assert ("x static" in file.getvalue()) is told
+
+
 def test_a_narrow_screen_cuts_no_number(make_row: Any) -> None:
     knobs = {"max_batch_size": 32, "max_batched_tokens": 2048}
     rows = [replace(make_row("continuous", 6.0, **knobs), source=mark) for mark in "AB"]

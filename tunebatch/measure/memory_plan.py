@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tunebatch.execute.kv_room import cpu_kv_bytes
 from tunebatch.measure.decode_balance import (
     DecodeWork,
     Peaks,
@@ -26,6 +25,7 @@ from tunebatch.measure.kv_memory import (
     fits,
     head_counts,
 )
+from tunebatch.measure.kv_room import cpu_kv_bytes
 from tunebatch.models.architecture import Architecture
 from tunebatch.models.parameters import Parameters, count_parameters
 

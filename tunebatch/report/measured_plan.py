@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tunebatch.execute.kv_room import blocks_of_slots
 from tunebatch.measure.decode_balance import measured_compute_bound
 from tunebatch.measure.kv_memory import Fits
+from tunebatch.measure.kv_room import blocks_of_slots
 from tunebatch.measure.memory_plan import WEIGHT_BYTES, MemoryPlan, activation_bytes
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tunebatch.execute.kv_room import CONTEXTS, CPU_KV_BYTES, CPU_SHARE
 from tunebatch.measure.kv_memory import Fits
+from tunebatch.measure.kv_room import CONTEXTS, CPU_KV_BYTES, CPU_SHARE
 from tunebatch.measure.memory_plan import MemoryPlan
 from tunebatch.report.measured_plan import MeasuredPlan
 from tunebatch.report.rows import number

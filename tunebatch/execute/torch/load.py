@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 import torch
 
-from tunebatch.execute.kv_room import blocks_of_slots, cpu_kv_bytes
 from tunebatch.execute.torch import selfcheck
 from tunebatch.execute.torch.attention import choose_backend
 from tunebatch.execute.torch.attention.base import attention_forward
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
+from tunebatch.measure.kv_room import blocks_of_slots, cpu_kv_bytes
 from tunebatch.models.hub import hub_answers, silence_told
 from tunebatch.models.unservable import why_unservable
 
