@@ -22,6 +22,7 @@ from tunebatch.report.why import meanings, samples_problem, why_tables
 def test_short_knobs_are_words_that_fit_the_column_of_a_sweep() -> None:
     assert short_knobs(dict(strategy("chunked").knobs)) == "batch 32, 2048 tokens, chunk 256"
     assert short_knobs(dict(strategy("mixed").knobs)) == "batch 32, chunk 512, partial 2"
+    assert short_knobs(dict(strategy("adaptive").knobs)) == "batch 4-32, target 0.9, partial 2"
     for name in STRATEGIES:
         said = short_knobs(dict(strategy(name).knobs))
         assert len(said) <= 38 and "_" not in said

@@ -60,9 +60,10 @@ def short_knobs(knobs: Mapping[str, object]) -> str:
     words = []
     for name, value in knobs.items():
         if name == "max_batch_size":
-            words.append(f"batch {value}")
+            least = knobs.get("min_batch_size")
+            words.append(f"batch {value}" if least is None else f"batch {least}-{value}")
         elif name == "min_batch_size":
-            words.append(f"min {value}")
+            continue
         elif name == "max_batched_tokens":
             words.append(f"{value} tokens")
         elif name == "chunk_size":
