@@ -15,6 +15,12 @@ if not Path("/proc/driver/nvidia").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(autouse=True)
+def no_width_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that test in parallel are told the width of the terminal, which screens would obey."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
 

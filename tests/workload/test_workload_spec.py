@@ -349,7 +349,7 @@ def test_rows_without_tokens_are_dropped_and_counted(tmp_path):
         "1 of 2 rows was dropped for having no prompt or no output token",
         "1 of 1 request was stripped of images",
     )
-    with pytest.raises(ValueError, match="none of the 1 rows has both"):
+    with pytest.raises(ValueError, match="line 2: no row from here on has both"):
         make(trace_spec(path, trace_limit=1))
 
 
