@@ -92,11 +92,11 @@ def test_where_a_claim_holds_it_also_holds_in_part(claim: Claim) -> None:
 def test_sides_take_turns_forwards_and_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
     monkeypatch.setattr(Bench, "run", lambda _, side: ran.append(side.strategy.name) or len(ran))
-    bench = Bench(None, None, rounds=3)  # type: ignore[arg-type]
-    turns = bench.turns({name: Side(None, strategy(name)) for name in ("static", "mixed")})  # type: ignore[arg-type]
+    bench = Bench(None, None, rounds=3)
+    turns = bench.turns({name: Side(None, strategy(name)) for name in ("static", "mixed")})
     assert ran == ["static", "mixed", "mixed", "static", "static", "mixed"]
     assert turns == {"static": [1, 4, 5], "mixed": [2, 3, 6]}
-    assert ratios(turns, "mixed", "static", float).samples == (2.0, 0.75, 1.2)  # type: ignore[arg-type]
+    assert ratios(turns, "mixed", "static", float).samples == (2.0, 0.75, 1.2)
 
 
 def test_a_smaller_cache_is_of_one_run_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,8 +110,8 @@ def test_a_smaller_cache_is_of_one_run_only(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("claimed.bench.measure", measure)
     executor = SimpleNamespace(num_blocks=100)
-    bench = Bench(executor, None)  # type: ignore[arg-type]
-    side = Side(None, strategy("mixed"), num_blocks=7)  # type: ignore[arg-type]
+    bench = Bench(executor, None)
+    side = Side(None, strategy("mixed"), num_blocks=7)
     bench.run(side)
     with pytest.raises(KeyboardInterrupt):
         bench.run(side)
@@ -131,8 +131,8 @@ def test_a_disturbed_run_is_done_anew_and_the_quietest_counts(
     results = [SimpleNamespace(environment={"foreign_cpu_share": share}) for share in shares]
     left = list(results)
     monkeypatch.setattr("claimed.bench.measure", lambda *_, **__: left.pop(0))
-    bench = Bench(SimpleNamespace(num_blocks=1), None)  # type: ignore[arg-type]
-    result = bench.run(Side(None, strategy("mixed")))  # type: ignore[arg-type]
+    bench = Bench(SimpleNamespace(num_blocks=1), None)
+    result = bench.run(Side(None, strategy("mixed")))
     assert len(results) - len(left) == runs
     assert (result.environment["foreign_cpu_share"] or 0.0) == kept
     assert bench.foreign_cpu_shares == [kept]

@@ -269,14 +269,14 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Taken:
     """What a loaded model is said to take; its decode steps take compute's time from batch 4 on."""
     taken, contexts = Taken(), []
     memory = ModuleType("tunebatch.execute.torch.memory")
-    memory.measure_memory = lambda executor, batched_tokens: taken  # type: ignore[attr-defined]
+    memory.measure_memory = lambda executor, batched_tokens: taken
     steps = ModuleType("tunebatch.execute.torch.decode_steps")
 
     def decode_step_times(executor: Any, context: int) -> SimpleNamespace:
         contexts.append(context)
         return SimpleNamespace(context=context, step_s={1: 0.010, 2: 0.0101, 4: 0.02, 8: 0.04})
 
-    steps.decode_step_times = decode_step_times  # type: ignore[attr-defined]
+    steps.decode_step_times = decode_step_times
     for module in (memory, steps):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return taken
