@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tunebatch.engine.plan import OutOfDeviceMemoryError
 from tunebatch.engine.strategies import Strategy, strategy
 from tunebatch.tune.capacity import NotEnoughEvidenceError
 from tunebatch.tune.facts import SweepEvent, SweepOutcome, TableRow
+from tunebatch.tune.gauge import Gauge
 from tunebatch.tune.journal import FILE, SweepMismatchError
 from tunebatch.tune.study import run_sweep
 from tunebatch.tune.sweep import Sweep
@@ -279,6 +281,22 @@ def test_without_any_answer_the_search_takes_the_time_of_the_confirmation(
     monkeypatch.setattr(Sweep, "search", lambda self, until: ends.append(until - self.settings.began))
     assert sweep(Device(), tmp_path, max_time_s=10.0).winner is None
     assert ends == pytest.approx([6.0, 10.0])
+
+
+def test_a_confirmation_that_would_not_end_in_time_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device()
+    whole = Sweep.search
+
+    def all_of_the_time(self: Sweep, until: float) -> None:
+        whole(self, math.inf)
+        monkeypatch.setattr(Gauge, "has_time", lambda self, chosen, until: False)
+
+    monkeypatch.setattr(Sweep, "search", all_of_the_time)
+    outcome = sweep(device, tmp_path, max_time_s=60.0)
+    assert {seed for _, _, seed in device.asked} == {0}
+    assert outcome.winner is not None and not outcome.winner.confirmed
 
 
 def test_what_each_strategy_can_do_at_most_is_told_before_any_is_searched(tmp_path: Path) -> None:

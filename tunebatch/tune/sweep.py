@@ -124,7 +124,7 @@ class Sweep:
             done = [item for item in self._confirmations.get(trial.config, ()) if item.repeat == repeat]
             if done:
                 continue
-            if self._confirmations and not self._gauge.has_time(trial.chosen, until):
+            if not self._gauge.has_time(trial.chosen, until):
                 return False
             self._tell("confirm", index + 1, len(chosen), trial.chosen)
             found = self._confirm_once(trial, repeat, until)
