@@ -17,6 +17,7 @@ from tunebatch.engine.plan import Executor
 from tunebatch.engine.queues import why_never_fits
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord
 from tunebatch.engine.request import Request
+from tunebatch.engine.speculation.acceptance import SyntheticAcceptance
 from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.conditions import conditions
 from tunebatch.measure.environment import environment
@@ -70,6 +71,7 @@ def measure(
     glimpse_s: float | None = None,
     model: Mapping[str, Any] | None = None,
     instruments: Instruments = NOTHING,
+    acceptance: tuple[float, ...] = (),
 ) -> RunResult:
     """Serve the workload once and measure it.
 
@@ -81,6 +83,8 @@ def measure(
             throughput roughly, whatever the length of the workload.
         model: Facts about the model for the result file.
         instruments: What is looked at beside the run; in virtual time nothing is.
+        acceptance: Rates of a `SyntheticAcceptance`, which goes by the workload's seed; empty: drafts are
+            accepted by the models' own tokens.
 
     Raises:
         DoesNotFitError: A request exceeds the context or the whole KV cache.
@@ -90,12 +94,13 @@ def measure(
         if why := why_never_fits(request, executor.num_blocks, executor.block_size, executor.max_context):
             raise DoesNotFitError(why)
     executor.reset()
+    drawn = SyntheticAcceptance(acceptance, workload.seed) if acceptance else None
     judge = SloWatcher(slo, len(workload.requests)) if stop_early and slo is not None else None
     watcher = judge if glimpse_s is None else Glimpse(glimpse_s)
     with _without_gc(), CpuTelemetry() as cpu, GpuTelemetry(instruments.gpu) as gpu:
         # The clock runs from here: requests that are due at once wait for the engine, not for us.
         time = clock()
-        engine = engine_for(strategy, executor, workload.source(), time, watcher, latency_limits(slo))
+        engine = engine_for(strategy, executor, workload.source(), time, watcher, latency_limits(slo), drawn)
         record = engine.run()
     _add_never_arrived(record, workload)
     metrics = summarize(record, slo)
@@ -121,7 +126,7 @@ def measure(
         slo=list(slo.texts()) if slo is not None else [],
         metrics=metrics,
         verdict=check(metrics, slo, judge.missed if judge is not None else None) if slo is not None else None,
-        conditions=conditions(metrics, time.name, workload.seed),
+        conditions=conditions(metrics, time.name, workload.seed, record.speculation),
         speculation=record.speculation,
         telemetry=telemetry(record, metrics, instruments, cpu.use, gpu.use) if is_real else None,
         record=record,

@@ -61,6 +61,21 @@ def _features(value: Any) -> Any:
     return features_named(map(str, words)) if isinstance(words, list) else words
 
 
+def _rates(value: Any) -> Any:
+    """``0.8`` or ``0.8,0.7,0.6``, as a number, a text or a list."""
+    words = _words(value)
+    try:
+        rates = [float(_number(word)) for word in (words if isinstance(words, list) else [words])]
+    except (TypeError, ValueError):
+        raise ValueError("is no rate; write it like 0.8, or 0.8,0.7,0.6 for draft after draft") from None
+    for rate in rates:
+        if not 0.0 <= rate <= 1.0:
+            raise ValueError(f"{rate:g} is no probability; the nearest is {min(max(rate, 0.0), 1.0):g}")
+    if not rates:
+        raise ValueError("is empty; write it like 0.8")
+    return tuple(rates)
+
+
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"{str(value).lower()} is not a number")
@@ -83,6 +98,7 @@ class ModelSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: str = "auto"
     draft: str = Field("auto", min_length=1)
+    acceptance: Annotated[tuple[float, ...], BeforeValidator(_rates)] = ()
 
 
 class WorkloadSection(Section):

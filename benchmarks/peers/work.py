@@ -10,23 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 
 from tunebatch.engine.request import Request
 from tunebatch.execute.torch.load import DTYPES
+from tunebatch.execute.torch.random_weights import random_network
 from tunebatch.measure.telemetry.cpu import CpuTelemetry
-from tunebatch.models import bundled_target
+from tunebatch.models import bundled_target, shapes
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, (16, 256)
 CONTEXT = PROMPT_TOKENS + OUTPUT_TOKENS[1]
 WARM_UP_TOKENS = 32
-# vocabulary, hidden, layers, heads, kv heads, intermediate, tied embeddings
-SHAPES = {
-    "tiny": (4096, 256, 6, 8, 4, 704, False),
-    "small": (8192, 512, 8, 8, 4, 1408, False),
-    "135m": (49152, 576, 30, 9, 3, 1536, True),
-}
+SHAPES = {"tiny": "llama-8m", "small": "llama-32m", "135m": "smollm2-135m"}
 MODELS = ("bundled", *SHAPES)
 
 
@@ -89,7 +84,7 @@ def save(model: str, dtype: str, folder: Path) -> tuple[int, int]:
     if model == "bundled":
         network = transformers.AutoModelForCausalLM.from_pretrained(bundled_target(), dtype=DTYPES[dtype])
     else:
-        network = _random_llama(*SHAPES[model]).to(DTYPES[dtype])
+        network = random_network(shapes.SHAPES[SHAPES[model]].config, DTYPES[dtype], "cpu")
     network.config.eos_token_id = network.generation_config.eos_token_id = None
     network.save_pretrained(folder)
     return sum(parameter.numel() for parameter in network.parameters()), network.config.vocab_size
@@ -118,20 +113,3 @@ def warm_up_requests(case: Case) -> list[Request]:
         replace(request, max_tokens=min(request.max_tokens, WARM_UP_TOKENS))
         for request in case.requests[: case.batch]
     ]
-
-
-def _random_llama(
-    vocabulary: int, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, tied: bool
-) -> Any:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=intermediate,
-        max_position_embeddings=2048,
-        tie_word_embeddings=tied,
-    )
-    return transformers.LlamaForCausalLM(config)

@@ -17,7 +17,7 @@ class FakeExecutor:
         self.model_info: dict[str, Any] = {"name": "fake", "dtype": "float32", "device": "cpu"}
 
     def execute(self, plan: StepPlan) -> StepOutput:
-        tokens = [[5] for _ in plan.slices]
+        tokens = [[*piece.draft_tokens[: piece.num_accepted or 0], 5] for piece in plan.slices]
         seconds = 0.01 + 0.0003 * plan.num_decodes + 0.0001 * plan.num_slice_tokens
         return StepOutput(tokens, [5] * plan.num_decodes if plan.num_decodes else None, seconds)
 

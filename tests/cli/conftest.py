@@ -17,6 +17,7 @@ from tunebatch import bench
 from tunebatch.cli.main import run_command
 from tunebatch.cli.session import Session
 from tunebatch.engine.clock import VirtualClock
+from tunebatch.models.named_shape import named_shape
 
 
 class ModelError(ValueError):
@@ -46,7 +47,7 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list
         calls.append(f"load {model}")
         if device == "cuda":
             raise ModelError("--device cuda: torch finds no CUDA device here; use --device cpu")
-        if model != "bundled":
+        if model != "bundled" and named_shape(model) is None:
             raise ModelError(
                 f"{model}: no such folder; give a local path, a hub id (owner/name) or 'bundled'"
             )

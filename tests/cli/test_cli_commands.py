@@ -49,6 +49,7 @@ def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
         "window_s": pytest.approx(json.loads(Path("here/result.json").read_text())["duration"]),
         "seed": 0,
         "hit_rate": None,
+        "synthetic_acceptance": False,
     }
     (line,) = [line for line in done.out.splitlines() if line.startswith("measured: ")]
     assert line.startswith("measured: virtual clock; warm-up left out: none; window ")

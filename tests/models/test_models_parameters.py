@@ -42,6 +42,9 @@ PUBLISHED = {
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
     "gpt2": 124_439_808,
+    # Ours, as they were always built.
+    "llama-8m": 6_524_160,
+    "llama-32m": 31_990_272,
 }
 SMALL = {
     "vocab_size": 99,

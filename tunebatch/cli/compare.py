@@ -40,6 +40,7 @@ def compare(
     profile: options.ProfileName = "quickstart",
     model: options.Model = None,
     draft: options.Draft = None,
+    acceptance: options.Acceptance = None,
     device: options.Device = None,
     workload: options.WorkloadName = None,
     trace_file: options.TraceFile = None,
@@ -58,6 +59,7 @@ def compare(
             "--strategy": strategy,
             "--model": model,
             "--draft": draft,
+            "--acceptance": acceptance,
             "--device": device,
             "--workload": workload,
             "--trace-file": trace_file,
@@ -81,6 +83,7 @@ def compare(
         options.overrides(
             model=model,
             draft=draft,
+            acceptance=acceptance,
             device=device,
             workload=workload,
             trace_file=trace_file,
@@ -99,6 +102,7 @@ def _measured(
     """Measures strategy after strategy; shows what there is, whatever ends it."""
     from tunebatch.cli import output
     from tunebatch.cli.session import Session
+    from tunebatch.cli.shape_rules import check_shapes
     from tunebatch.cli.traffic import checked_spec
     from tunebatch.engine.plan import OutOfDeviceMemoryError
     from tunebatch.engine.strategies import strategy as make_strategy
@@ -109,6 +113,7 @@ def _measured(
 
     defaults = [make_strategy(name) for name in asked.search.strategies]
     chosen = [within_slots(one, asked.device.max_slots) for one in defaults]
+    check_shapes(asked, [one.name for one in chosen])
     spec = checked_spec(asked)
     folder = output.results_folder("compare", out)
     traces = _trace_files(trace, [one.name for one in chosen])
@@ -178,6 +183,7 @@ def _trace_files(trace: Path | None, names: list[str]) -> dict[str, Path]:
 
 def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
     from tunebatch.measure.result import read_result
+    from tunebatch.report.speculation import rates_text
 
     if len(paths) < 2:
         raise CliError(f"only {paths[0]} to compare; give at least two saved results")
@@ -190,6 +196,9 @@ def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
                 if what == "workload":
                     difference = f"another workload, {_traffic_difference(found[0], result)}"
                 raise CliError(f"{path} is not comparable with {paths[0]}: {difference}", NOT_COMPARABLE)
+    drawn = {rates_text(one.speculation.synthetic_acceptance) for one in found if one.speculation is not None}
+    if len(drawn) > 1:
+        raise CliError(f"not comparable: synthetic acceptance {' and '.join(sorted(drawn))}", NOT_COMPARABLE)
     marks = [chr(ord("A") + index) if len(paths) <= 26 else str(index + 1) for index in range(len(paths))]
     sources = [f"{mark}: {_source(path)}" for mark, path in zip(marks, paths, strict=True)]
     _show(list(zip(marks, found, strict=True)), json, quiet, sources)
@@ -247,7 +256,7 @@ def _show(
     from tunebatch.report.device import caution_lines
     from tunebatch.report.screen import print_rows
     from tunebatch.report.sentence import fastest, fastest_line
-    from tunebatch.report.speculation import speculation_line
+    from tunebatch.report.speculation import name_of, speculation_line
     from tunebatch.report.why import hung_up_text
 
     if json:
@@ -270,7 +279,7 @@ def _show(
         print("note: the same traffic offered at different rates: latencies are those of each one's own load")
     for _, result in results:
         if result.speculation is not None and not quiet:
-            output.stdout().print(speculation_line(result.strategy, result.speculation), soft_wrap=True)
+            output.stdout().print(speculation_line(name_of(result), result.speculation), soft_wrap=True)
     for line in caution_lines(rows):
         print(f"caution: {line}")
     if (gone := hung_up_text(rows)) is not None:

@@ -34,6 +34,10 @@ def doctor(
         bool,
         typer.Option("--ceilings", help="Measure how fast the device multiplies matrices and copies."),
     ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="Whether this model fits.", show_default=False),
+    ] = None,
     json: options.Json = False,
 ) -> int:
     """Say what this machine has (device, memory, versions), what is missing, and how to mend it."""
@@ -48,6 +52,8 @@ def doctor(
             return OK if found["agree"] else ENVIRONMENT
         return clocks.print_check(found)
     checks = [*_machine(), *_device(), *_libraries(), _bundled(), _results()]
+    if model is not None and importlib.util.find_spec("torch") is not None:
+        checks.append(_model(model))
     if ceilings and importlib.util.find_spec("torch") is not None:
         checks += ceiling_checks()
     broken = any(one["state"] == "missing" for one in checks)
@@ -126,6 +132,28 @@ def _attention(gpu: bool) -> Check:
         return check(
             "attention", "reference, which is slow: Triton is not installed", pip("triton"), "warning"
         )
+
+
+def _model(name: str) -> Check:
+    """Whether the model fits, from its config alone."""
+    import torch
+
+    from tunebatch.cli.plan_models import model_config
+    from tunebatch.execute.torch.room import room_bytes
+    from tunebatch.measure.shape_room import dtype_of, gib, need, why_too_large
+    from tunebatch.models.architecture import architecture
+    from tunebatch.profile_sections import DeviceSection
+
+    found = model_config(name)
+    sizes, device = architecture(found.config), "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = dtype_of(sizes, "auto", device)
+    room = room_bytes(device, DeviceSection().utilization)
+    weights = "" if found.has_weights else " (random weights)"
+    why = why_too_large([(found.name + weights, sizes, dtype)], room)
+    if why is not None:
+        return check("model", why, state="warning")
+    needed = gib(need(sizes, dtype).total_bytes)
+    return check("model", f"{found.name}{weights} in {dtype}: {needed} needed (predicted), {gib(room)} free")
 
 
 def _idle_gpu(built_for: str | None) -> list[Check]:

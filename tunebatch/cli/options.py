@@ -47,7 +47,8 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="'bundled', a local folder, or a hub id (owner/name).",
+        help="'bundled', a local folder, a hub id (owner/name), or random weights of a named shape such as "
+        "llama-3.1-8b, qwen3-0.6b, llama-32m or llama-3.1-8b:4-layers.",
         show_default=False,
     ),
 ]
@@ -56,8 +57,18 @@ Draft = Annotated[
     typer.Option(
         "--draft",
         metavar="MODEL",
-        help="The small model that +draft drafts with: a local folder or a hub id.",
+        help="The small model that +draft drafts with: a local folder, a hub id or a named shape.",
         show_default="the bundled one, for the bundled model",
+    ),
+]
+Acceptance = Annotated[
+    str | None,
+    typer.Option(
+        "--acceptance",
+        metavar="RATE",
+        help="With random weights: the probability that each further draft is accepted, such as 0.7, or "
+        "0.8,0.7,0.6 for draft after draft. Results say 'synthetic acceptance'.",
+        show_default=False,
     ),
 ]
 Device = Annotated[
@@ -140,6 +151,7 @@ def overrides(
     *,
     model: str | None = None,
     draft: str | None = None,
+    acceptance: str | None = None,
     device: str | None = None,
     workload: str | None = None,
     trace_file: str | None = None,
@@ -150,7 +162,7 @@ def overrides(
 ) -> dict[str, dict[str, Any]]:
     """The flags by section and key, as ``load_profile`` takes them."""
     return {
-        "model": {"name": model, "draft": draft, "device": device},
+        "model": {"name": model, "draft": draft, "acceptance": acceptance, "device": device},
         "workload": {"name": workload, "trace_file": trace_file, "requests": requests, "seed": seed},
         "slo": slo_table(slo or []),
         "search": {"seed": seed, **(search or {})},

@@ -39,6 +39,7 @@ def model_config(model: str) -> ModelConfig:
     Raises:
         CliError: There is none, it cannot be read, or the hub does not give it.
     """
+    from tunebatch.models.named_shape import named_shape
     from tunebatch.models.shapes import SHAPES
 
     if model == "bundled":
@@ -52,10 +53,9 @@ def model_config(model: str) -> ModelConfig:
         return _from_file(path / "config.json", path.resolve().name, model, has_weights=True)
     if path.is_file():
         return _from_file(path, path.stem if path.stem != "config" else path.resolve().parent.name, model)
-    shape = SHAPES.get(model.lower())
+    shape = named_shape(model)
     if shape is not None:
-        source = f"config of {shape.source}"
-        return ModelConfig(model.lower(), source, shape.config, False, model, shape.note)
+        return ModelConfig(shape.name, f"config of {shape.source}", shape.config, False, model, shape.note)
     if model.count("/") == 1 and not path.is_absolute() and not model.startswith((".", "~")):
         return _from_hub(model)
     from tunebatch.profile import nearest

@@ -28,6 +28,7 @@ def run(
     profile: options.ProfileName = "quickstart",
     model: options.Model = None,
     draft: options.Draft = None,
+    acceptance: options.Acceptance = None,
     device: options.Device = None,
     workload: options.WorkloadName = None,
     trace_file: options.TraceFile = None,
@@ -53,6 +54,7 @@ def run(
     """Measure one strategy with its knobs on one workload."""
     from tunebatch.cli import output
     from tunebatch.cli.session import Session
+    from tunebatch.cli.shape_rules import check_shapes
     from tunebatch.cli.traffic import checked_spec
     from tunebatch.engine.knobs import MAX_BATCH_SIZE
     from tunebatch.engine.plan import OutOfDeviceMemoryError
@@ -67,7 +69,7 @@ def run(
     from tunebatch.report.prose import print_prose
     from tunebatch.report.rows import Row
     from tunebatch.report.screen import print_rows
-    from tunebatch.report.speculation import speculation_line
+    from tunebatch.report.speculation import name_of, speculation_line
     from tunebatch.report.why import hung_up_text
     from tunebatch.tune.space import within_slots
 
@@ -80,6 +82,7 @@ def run(
         options.overrides(
             model=model,
             draft=draft,
+            acceptance=acceptance,
             device=device,
             workload=workload,
             trace_file=trace_file,
@@ -94,6 +97,7 @@ def run(
     if MAX_BATCH_SIZE.name not in knobs:
         chosen = within_slots(chosen, slots)
     options.check_slots(chosen, slots)
+    check_shapes(asked, [chosen.name])
     spec = checked_spec(asked)
     folder = output.results_folder("run", out)
     if trace is not None:
@@ -133,7 +137,7 @@ def run(
             console.print(latency_table(result.metrics))
             print_prose(console, NOTE, "dim")
             if result.speculation is not None:
-                console.print(speculation_line(result.strategy, result.speculation), soft_wrap=True)
+                console.print(speculation_line(name_of(result), result.speculation), soft_wrap=True)
             if result.conditions is not None:
                 console.print(conditions_line(result.conditions), soft_wrap=True)
             for line in device_lines(result):

@@ -100,6 +100,7 @@ class Session:
             num_blocks=device.num_blocks,
             max_slots=device.max_slots,
             utilization=device.utilization,
+            draft=model.draft if model.draft != "auto" else None,
         )
         return cls(profile, spec, executor, clock, instruments_of(executor, device.price_per_hour))
 
@@ -216,6 +217,7 @@ class Session:
             glimpse_s=glimpse_s,
             model=self.executor.model_info,
             instruments=self.instruments or NOTHING,
+            acceptance=self.profile.model.acceptance,
         )
 
     def check_tokens(self, strategies: Sequence[Strategy]) -> str:
@@ -233,9 +235,11 @@ class Session:
         self.load_draft_for(strategies)
         same = check_same_tokens(self.executor, list(strategies))
         ties = f", but for {same.num_ties} near ties that rounding decided" if same.num_ties else ""
+        drafting = any(one.drafter is not None for one in strategies)
+        drawn = "; drafts were accepted by tokens here" if drafting and self.profile.model.acceptance else ""
         return (
             f"same tokens: {same.num_requests} requests, {same.num_tokens} tokens, equal to generate under "
-            f"{', '.join(same.strategies)}{ties}"
+            f"{', '.join(same.strategies)}{ties}{drawn}"
         )
 
     def load_draft_for(self, strategies: Sequence[Strategy]) -> None:
@@ -263,18 +267,36 @@ class Session:
         return [
             f"model: {', '.join(shown)}",
             *_window_lines(facts.get("context_bound_by_window")),
+            *self._drawn(),
             f"workload: {workload.description}",
             *(f"  {note}" for note in workload.notes),
         ]
 
+    def _drawn(self) -> list[str]:
+        """What is drawn where the weights are random."""
+        from tunebatch.models.named_shape import named_shape
+        from tunebatch.report.speculation import SYNTHETIC, rates_text
+
+        if named_shape(self.profile.model.name) is None:
+            return []
+        told = ["  random weights: lengths are those asked for, as no token ends a text"]
+        if self.profile.model.acceptance:
+            told.append(
+                f"  {SYNTHETIC} {rates_text(self.profile.model.acceptance)}: drafts are made and verified, "
+                "but which are accepted is drawn, so the tokens that are timed are no model's own"
+            )
+        return told
+
     def _prompts(self) -> Any:
+        from tunebatch.models.named_shape import named_shape
         from tunebatch.workload.prompts import CorpusPrompts, RandomPrompts
 
         if self.profile.model.name == "bundled":
             from tunebatch.models import bundled_corpus
 
             return CorpusPrompts(bundled_corpus())
-        return RandomPrompts(self.executor.vocab_size)
+        shape = named_shape(self.profile.model.name)
+        return RandomPrompts(self.executor.vocab_size if shape is None else shape.num_ordinary)
 
     def _new_clock(self) -> Clock:
         from tunebatch.engine.clock import ReplayClock, WallClock

@@ -32,6 +32,7 @@ def sweep(
     profile: options.ProfileIfGiven = None,
     model: options.Model = None,
     draft: options.Draft = None,
+    acceptance: options.Acceptance = None,
     device: options.Device = None,
     workload: options.WorkloadName = None,
     trace_file: options.TraceFile = None,
@@ -97,6 +98,7 @@ def sweep(
     from tunebatch.cli import output
     from tunebatch.cli.feature_choice import without_idle_features
     from tunebatch.cli.session import check_draft
+    from tunebatch.cli.shape_rules import check_shapes
     from tunebatch.profile import load_profile
 
     if baseline not in (None, "random"):
@@ -107,6 +109,7 @@ def sweep(
     flags = options.overrides(
         model=model,
         draft=draft,
+        acceptance=acceptance,
         device=device,
         workload=workload,
         trace_file=trace_file,
@@ -134,6 +137,7 @@ def sweep(
     asked = load_profile(call["profile"], call["flags"], call["environment"])
     if Path(asked.model.name).is_dir():
         call["flags"]["model"]["name"] = asked.model.name
+    check_shapes(asked, [*asked.search.strategies, *asked.search.features])
     check_draft(asked, asked.search.strategies, asked.search.features)
     if asked.search.objective == "capacity" and not len(asked.slo):
         raise CliError("a capacity needs an SLO: give --slo 'p90_ttft<=500ms', or --objective throughput")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunebatch.engine.features import DRAFTERS, FEATURES
 from tunebatch.report.rows import number, percent, short_knobs
+from tunebatch.report.speculation import SYNTHETIC, rates_text
 from tunebatch.tune.space import Space
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _worth(gain: FeatureGain, winner: TrialFacts, asked: Profile) -> str:
         told = "does not fit in memory" if gain.with_it.oom else "nothing keeps the SLO with it"
     else:
         bounds = f" [{number(gain.interval[0])}, {number(gain.interval[1])}]" if gain.interval else ""
-        told = f"{_bound(gain)}{number(gain.ratio)}x the {what} without it{bounds}{_how(gain)}"
+        told = f"{_bound(gain)}{number(gain.ratio)}x the {what} without it{bounds}{_how(gain, asked)}"
     return "; ".join([told, *_remarks(gain, winner)])
 
 
@@ -70,14 +71,16 @@ def _bound(gain: FeatureGain) -> str:
     return {(True, False): "at least ", (False, True): "at most "}.get((open_ended[0], open_ended[1]), "")
 
 
-def _how(gain: FeatureGain) -> str:
+def _how(gain: FeatureGain, asked: Profile) -> str:
     """How often it found what it looked for; of drafts also beside how many sequences."""
     summary = gain.with_it.summary
     said = []
     if gain.feature == "prefix" and (share := summary.get("hit_rate")) is not None:
         said.append(f"hit rate {percent(share)}")
     if gain.feature in DRAFTERS:
-        if (share := summary.get("acceptance")) is not None:
+        if asked.model.acceptance:
+            said.append(f"{SYNTHETIC} {rates_text(asked.model.acceptance)}")
+        elif (share := summary.get("acceptance")) is not None:
             said.append(f"acceptance {percent(share)}")
         if (batch := summary.get("mean_batch")) is not None:
             said.append(f"{number(batch)} sequences a step")

@@ -15,6 +15,7 @@ _TRACE_FILE = "TUNEBATCH_WORKLOAD_TRACE_FILE"
 _FLAGS = {
     ("model", "name"): "--model",
     ("model", "draft"): "--draft",
+    ("model", "acceptance"): "--acceptance",
     ("model", "device"): "--device",
     ("workload", "name"): "--workload",
     ("workload", "trace_file"): "--trace-file",

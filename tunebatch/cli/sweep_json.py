@@ -40,6 +40,7 @@ def outcome_json(
         "headline": headline(outcome, asked),
         "objective": asked.search.objective,
         "slo": asked.slo.texts(),
+        "synthetic_acceptance": list(asked.model.acceptance) or None,
         "winner": trial(outcome.winner),
         "best_default": trial(outcome.best_default),
         "best_random": trial(outcome.best_random),

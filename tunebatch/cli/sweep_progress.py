@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunebatch.cli.sweep_words import found_text, short_text, unit_of
+from tunebatch.cli.sweep_words import found_text, short_text, strategy_text, unit_of
 from tunebatch.report.rows import clock_time, number, short_knobs
 from tunebatch.tune.confirm import mean_capacity
 from tunebatch.tune.space import Space
@@ -50,10 +50,10 @@ class Watcher:
         of = "" if event.total is None else f" of {event.total}"
         best = "none yet"
         if event.best is not None:
-            best = f"{number(mean_capacity(event.best))} {self._unit}  {short_text(event.best)}"
+            best = f"{number(mean_capacity(event.best))} {self._unit}  {short_text(event.best, self._asked)}"
         return [
             f"{_PHASES[event.phase]:<8} {event.trial}{of}{self._left(event)}",
-            f"now      {event.chosen.name}  {short_knobs(event.chosen.shown_knobs)}",
+            f"now      {strategy_text(event.chosen, self._asked)}  {short_knobs(event.chosen.shown_knobs)}",
             f"best     {best}",
         ]
 
@@ -63,5 +63,5 @@ class Watcher:
 
     def _trial(self, event: SweepEvent) -> str:
         number_ = "" if event.phase == "confirm" else f"{event.trial:>3}"
-        name, knobs = event.chosen.name, short_knobs(event.chosen.shown_knobs)
+        name, knobs = strategy_text(event.chosen, self._asked), short_knobs(event.chosen.shown_knobs)
         return f"{number_:<3}  {name:<{self._name_width}} {knobs:<38} "

@@ -44,6 +44,7 @@ def identity(session: Session) -> dict[str, Any]:
         "slo": asked.slo.texts(),
         "model": asked.model.name,
         "draft": asked.model.draft,
+        **({"acceptance": list(asked.model.acceptance)} if asked.model.acceptance else {}),
         **{name: model.get(name) for name in ("dtype", "device", "attention_backend", "forward")},
         "block_size": asked.device.block_size,
         # What is found by itself differs a little from session to session.

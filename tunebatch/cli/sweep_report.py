@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tunebatch.cli.sweep_features import feature_lines
 from tunebatch.cli.sweep_margin import is_recorded, margin_lines, unsure
-from tunebatch.cli.sweep_words import found_text, missed_text, short_text, unit_of
+from tunebatch.cli.sweep_words import found_text, missed_text, short_text, strategy_text, unit_of
 from tunebatch.engine.knobs import MAX_BATCH_SIZE
 from tunebatch.measure.telemetry.cautions import NOISY_SHARE
 from tunebatch.report.device import caution_lines
@@ -65,8 +65,8 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
     """What keeps the answer from being believed, and what to do about it."""
     found = _unmeasured(outcome, asked)
     found += [
-        f"{best.facts.strategy}: no rate missed the SLO, so its capacity is at least what is shown: "
-        "use more --time, more --requests or a tighter --slo"
+        f"{strategy_text(best.facts.chosen, asked)}: no rate missed the SLO, so its capacity is at least "
+        "what is shown: use more --time, more --requests or a tighter --slo"
         for best in outcome.best
         if unbounded(best.facts, best.missed, asked)
     ]
@@ -129,7 +129,9 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
         return winner_line(None, rows, rates_tried=asked.search.objective == "capacity")
     shown = [row.facts.config for row in outcome.best if row.result is not None]
     if best.config not in shown:
-        named = ", ".join(filter(None, [best.strategy, knobs_text(best.chosen.shown_knobs)]))
+        named = ", ".join(
+            filter(None, [strategy_text(best.chosen, asked), knobs_text(best.chosen.shown_knobs)])
+        )
         return f"{named}: {number(mean_capacity(best))} {unit_of(asked)}"
     default_won = outcome.best_default is not None and outcome.best_default.config == best.config
     gain = None
@@ -172,7 +174,7 @@ def print_outcome(
         console.print(line)
     for best in outcome.best:
         if best.result is None:
-            console.print(f"{best.facts.strategy}: {found_text(best.facts, asked)}")
+            console.print(f"{strategy_text(best.facts.chosen, asked)}: {found_text(best.facts, asked)}")
     if not quiet:
         console.print()
         for told in (*conclusions(outcome, asked), *_effort(outcome, asked)):
@@ -188,13 +190,18 @@ def conclusions(outcome: SweepOutcome, asked: Profile) -> list[str]:
     if miss is not None:
         why = f": {reason(miss.limit)}" if reason(miss.limit) else ""
         because = "because" if miss.limit == HUNG_UP else "because of"
-        who = f"{winner.strategy} takes no more {because}" if winner is not None else "nothing passes:"
+        who = (
+            f"{strategy_text(winner.chosen, asked)} takes no more {because}"
+            if winner is not None
+            else "nothing passes:"
+        )
         told.append(f"{who} {missed_text(miss)}{why}")
     told += margin_lines(outcome, asked)
     told += feature_lines(outcome, asked)
     best = outcome.best_random
     if best is not None:
-        found = f"random search found {number(mean_capacity(best))} {unit_of(asked)} with {short_text(best)}"
+        rate, chosen = number(mean_capacity(best)), short_text(best, asked)
+        found = f"random search found {rate} {unit_of(asked)} with {chosen}"
         if outcome.random_gain is not None:
             found += f"; the winner has {number(outcome.random_gain)}x that"
         told.append(found)

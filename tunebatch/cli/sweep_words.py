@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from tunebatch.cli.sweep_margin import is_recorded
 from tunebatch.measure.limits import format_duration
 from tunebatch.report.rows import duration, number, short_knobs
+from tunebatch.report.speculation import marked
 
 if TYPE_CHECKING:
+    from tunebatch.engine.strategies import Strategy
     from tunebatch.profile import Profile
     from tunebatch.tune.facts import Miss, TrialFacts
 
@@ -17,8 +19,13 @@ def unit_of(asked: Profile) -> str:
     return "req/s" if asked.search.objective == "capacity" else "tok/s"
 
 
-def short_text(trial: TrialFacts) -> str:
-    return f"{trial.strategy}  {short_knobs(trial.chosen.shown_knobs)}".rstrip()
+def strategy_text(chosen: Strategy, asked: Profile) -> str:
+    """The strategy, marked where its acceptance is drawn."""
+    return marked(chosen.name, chosen.drafter is not None and bool(asked.model.acceptance))
+
+
+def short_text(trial: TrialFacts, asked: Profile) -> str:
+    return f"{strategy_text(trial.chosen, asked)}  {short_knobs(trial.chosen.shown_knobs)}".rstrip()
 
 
 def found_text(trial: TrialFacts, asked: Profile) -> str:

@@ -38,6 +38,13 @@ def text_to_ids(model: str) -> Callable[[str], tuple[int, ...]]:
 
 
 def _encoder(model: str) -> Callable[[str], tuple[int, ...]]:
+    from tunebatch.models.named_shape import named_shape
+
+    if named_shape(model) is not None:
+        raise TokenizerError(
+            f"{model} is a shape with random weights, which has no tokenizer: give prompts by their lengths "
+            "or as token ids, or a model with weights"
+        )
     folder = _folder(model)
     try:
         if (folder / "tokenizer.json").is_file():

@@ -20,6 +20,8 @@ class Slice:
     Attributes:
         sample: Sample after the last token (a chunk that does not end the prompt does not).
         draft_tokens: Tokens proposed to follow; they are the slice's last ``len(draft_tokens)`` tokens.
+        num_accepted: Of these so many are accepted, whatever is sampled in their place; None: those that are
+            what was sampled.
     """
 
     sequence: Sequence
@@ -27,6 +29,7 @@ class Slice:
     num_tokens: int
     sample: bool = True
     draft_tokens: tuple[int, ...] = ()
+    num_accepted: int | None = None
 
 
 @dataclass(slots=True)

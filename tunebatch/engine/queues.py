@@ -284,10 +284,7 @@ class Queues:
         for (sequence, _), drafts in zip(wanted, proposed, strict=True):
             if drafts:
                 self._leave_decodes(sequence)
-                tokens = tuple(drafts)
-                plan.slices.append(
-                    Slice(sequence, sequence.num_computed, 1 + len(tokens), draft_tokens=tokens)
-                )
+                plan.slices.append(speculator.verification(sequence, tuple(drafts)))
 
     def _room(self, plan: StepPlan, member: Sequence, depth: int) -> int:
         """How many drafts a member can use, with blocks for them where no other will soon want these."""

@@ -110,6 +110,8 @@ class SpeculationRecord:
             ranges in order, from 1 on and without gaps.
         num_computed: Tokens of prompts and answers that a draft model computed before it could draft.
         num_reused: Those that it found computed, as others begin alike.
+        synthetic_acceptance: Rates by which it was drawn what is accepted, see ``SyntheticAcceptance``; empty
+            where the models' own tokens decided.
     """
 
     drafted_at: list[int] = field(default_factory=list)
@@ -119,6 +121,7 @@ class SpeculationRecord:
     depth_by_batch: list[tuple[int, int, int]] = field(default_factory=list)
     num_computed: int = 0
     num_reused: int = 0
+    synthetic_acceptance: list[float] = field(default_factory=list)
 
     def count(self, drafted: int, accepted: int) -> None:
         """Add one verification."""

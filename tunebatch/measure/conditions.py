@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tunebatch.engine.records import SpeculationRecord
 from tunebatch.measure.metrics import Metrics
 
 WINDOW = "first arrival to last token"
@@ -22,6 +23,7 @@ class Conditions:
         seed: Of arrivals, lengths and prompts.
         hit_rate: Prompt tokens that were found in the prefix cache, as a share of those of all requests that
             got a token; None without a prefix cache.
+        synthetic_acceptance: It was drawn which drafts were accepted, so all numbers hold for its rates only.
     """
 
     clock: str
@@ -30,8 +32,12 @@ class Conditions:
     hit_rate: float | None
     warmup: Literal["none"] = "none"
     window: str = WINDOW
+    synthetic_acceptance: bool = False
 
 
-def conditions(metrics: Metrics, clock: str, seed: int) -> Conditions:
+def conditions(
+    metrics: Metrics, clock: str, seed: int, speculation: SpeculationRecord | None = None
+) -> Conditions:
     """The conditions of a run that has ended."""
-    return Conditions(clock, metrics.duration_s, seed, metrics.hit_rate)
+    drawn = speculation is not None and bool(speculation.synthetic_acceptance)
+    return Conditions(clock, metrics.duration_s, seed, metrics.hit_rate, synthetic_acceptance=drawn)

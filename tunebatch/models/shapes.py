@@ -2,7 +2,8 @@
 
 Each is the ``config.json`` of the Hugging Face repository that it names, in the keys of transformers 5
 (``rope_parameters``, ``dtype``), without what only concerns training or text generation. Whoever builds a
-model from one gets the published layers, heads and widths; the weights are not here.
+model from one gets the published layers, heads and widths; the weights are not here. Two small Llamas of our
+own stand beside them, for machines without a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Shape:
     """A published architecture.
 
     Attributes:
-        source: The Hugging Face repository whose config it is.
+        source: The Hugging Face repository whose config it is, or that it is ours.
         config: In Hugging Face's keys.
         note: What the config alone does not tell.
     """
@@ -217,6 +218,8 @@ def _rope(theta: float) -> dict[str, Any]:
 
 
 _IDS_1_2 = {"bos_token_id": 1, "eos_token_id": 2}
+_OWN = "TuneBatch's own"
+_SMALL: dict[str, Any] = {"max_position_embeddings": 2048, "rope_parameters": _rope(10000.0), **_IDS_1_2}
 _MXFP4 = {
     "quant_method": "mxfp4",
     "modules_to_not_convert": [
@@ -327,6 +330,14 @@ SHAPES: dict[str, Shape] = {
             576, 30, 9, 3, 1536, vocab_size=49152, max_position_embeddings=8192, tie_word_embeddings=True,
             rope_parameters=_rope(100000.0), bos_token_id=0, eos_token_id=0,
         ),
+    ),
+    "llama-8m": Shape(
+        _OWN,
+        _llama(256, 6, 8, 4, 704, vocab_size=4096, **_SMALL),
+    ),
+    "llama-32m": Shape(
+        _OWN,
+        _llama(512, 8, 8, 4, 1408, vocab_size=8192, **_SMALL),
     ),
     "mistral-7b": Shape(
         "mistralai/Mistral-7B-v0.3",

@@ -21,6 +21,7 @@ from tunebatch.measure.result import ResultError, RunResult
 from tunebatch.measure.time_split import PARTS, split_by_request
 from tunebatch.report.phases import SlotPhases, Span
 from tunebatch.report.rows import knobs_text
+from tunebatch.report.speculation import name_of
 
 Event = dict[str, Any]
 
@@ -63,7 +64,7 @@ def _events(result: RunResult) -> Iterator[Event]:
     record = result.record
     if record is None:
         raise ValueError("a result that was read back has no records to trace")
-    name = ", ".join(filter(None, [result.strategy, knobs_text(result.knobs)]))
+    name = ", ".join(filter(None, [name_of(result), knobs_text(result.knobs)]))
     return chain(_names(name, record), _slots(record), _steps(record), _counters(record))
 
 

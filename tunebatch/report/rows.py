@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tunebatch.engine.knobs import SORT_BY_LENGTH
 from tunebatch.measure.limits import MetricName, Slo, StatisticName, parse_slo
 from tunebatch.measure.result import RunResult
+from tunebatch.report.speculation import name_of
 
 BASELINE = "static"
 
@@ -40,8 +41,9 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The strategy, told from other rows of the same one by its mark."""
-        return f"{self.strategy} {self.source}" if self.source else self.strategy
+        """The strategy, told from other rows of the same one by its mark; what hangs on drafts that were
+        accepted by chance says so."""
+        return " ".join(filter(None, [name_of(self.result), self.source]))
 
     @property
     def knobs(self) -> str:

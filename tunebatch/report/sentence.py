@@ -44,7 +44,7 @@ def winner_line(
     """
     if winner is None or winner.rate_per_s is None:
         return "no configuration keeps the SLO" + (" at any rate that was tried" if rates_tried else "")
-    named = ", ".join(filter(None, [winner.strategy, winner.knobs]))
+    named = ", ".join(filter(None, [winner.name, winner.knobs]))
     least = "at least " if winner.at_least else ""
     parts = [f"{least}{number(winner.rate_per_s)} {unit}" + (" inside the SLO" if inside_slo else "")]
     base = baseline(rows)

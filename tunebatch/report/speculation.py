@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from tunebatch.engine.records import SpeculationRecord
+from tunebatch.measure.result import RunResult
+
+SYNTHETIC = "synthetic acceptance"
+
+
+def rates_text(rates: Sequence[float]) -> str:
+    """``0.8,0.7``, as ``--acceptance`` takes them."""
+    return ",".join(f"{rate:g}" for rate in rates)
+
+
+def marked(strategy: str, synthetic: bool) -> str:
+    """``mixed+ngram (synthetic acceptance)``, so that no number of it is taken for a measured one."""
+    return f"{strategy} ({SYNTHETIC})" if synthetic else strategy
+
+
+def name_of(result: RunResult) -> str:
+    """The strategy of a run, marked if its acceptance was drawn."""
+    speculation = result.speculation
+    return marked(result.strategy, speculation is not None and bool(speculation.synthetic_acceptance))
 
 
 def speculation_line(name: str, record: SpeculationRecord) -> str:
@@ -23,6 +43,8 @@ def speculation_line(name: str, record: SpeculationRecord) -> str:
     )
     accepted = sum(record.accepted_at)
     line = f"{name}: {accepted:,} of {drafted:,} drafts accepted; by position {shares}"
+    if record.synthetic_acceptance:
+        line += f"; {SYNTHETIC} {rates_text(record.synthetic_acceptance)}, drawn and not measured"
     if record.depth_by_batch:
         line += f"; drafts by batch (from, to, drafts), as learnt: {json.dumps(record.depth_by_batch)}"
     if record.num_computed:

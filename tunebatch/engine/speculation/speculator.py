@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
+from tunebatch.engine.plan import Slice
 from tunebatch.engine.records import SpeculationRecord
+from tunebatch.engine.sequence import Sequence
+from tunebatch.engine.speculation.acceptance import SyntheticAcceptance
 from tunebatch.engine.speculation.depth import Depth
 from tunebatch.engine.speculation.drafter import Drafter, Wanted
 
@@ -15,13 +18,17 @@ class Speculator:
     Args:
         drafter: Guesses tokens.
         depth: Chooses how many.
+        acceptance: Draws which are accepted; without it the tokens decide.
     """
 
-    def __init__(self, drafter: Drafter, depth: Depth) -> None:
+    def __init__(self, drafter: Drafter, depth: Depth, acceptance: SyntheticAcceptance | None = None) -> None:
         self._drafter = drafter
         self._depth = depth
+        self._acceptance = acceptance
         self._asked: tuple[int, int] | None = None
-        self._record = SpeculationRecord()
+        self._record = SpeculationRecord(
+            synthetic_acceptance=[] if acceptance is None else list(acceptance.rates)
+        )
 
     def record(self) -> SpeculationRecord:
         """What became of all drafts so far."""
@@ -39,6 +46,13 @@ class Speculator:
     def propose(self, wanted: SequenceOf[Wanted], generation: SequenceOf[int]) -> list[SequenceOf[int]]:
         """See `Drafter`."""
         return self._drafter.propose(wanted, generation)
+
+    def verification(self, sequence: Sequence, drafts: tuple[int, ...]) -> Slice:
+        """What a step computes to verify a sequence's drafts."""
+        start, accepted = sequence.num_computed, None
+        if self._acceptance is not None:
+            accepted = self._acceptance.num_accepted(sequence.id, start + 1, len(drafts))
+        return Slice(sequence, start, 1 + len(drafts), draft_tokens=drafts, num_accepted=accepted)
 
     def step_done(self, verified: SequenceOf[tuple[int, int]], alone: bool, duration_s: float) -> None:
         """A step is over.

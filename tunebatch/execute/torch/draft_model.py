@@ -12,7 +12,7 @@ from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.speculation.drafter import Wanted
 from tunebatch.execute.torch.attention.base import StepContext
 from tunebatch.execute.torch.executor import TorchExecutor
-from tunebatch.execute.torch.load import ModelError, load_executor
+from tunebatch.execute.torch.load import DRAFT_DTYPE, ModelError, load_executor
 from tunebatch.execute.torch.sampler import highest
 from tunebatch.execute.torch.slots import Ints
 from tunebatch.models import bundled_draft
@@ -182,13 +182,12 @@ def _by_sequence(tokens: list[int], depths: list[int]) -> list[list[int]]:
 
 
 def load_draft(
-    target: TorchExecutor, model: str, dtype: str = "bfloat16", backend: str = "auto"
+    target: TorchExecutor, model: str, dtype: str = DRAFT_DTYPE, backend: str = "auto"
 ) -> DraftModel:
     """Load a draft model beside a target, for which it then drafts.
 
     Args:
-        model: A local folder in Hugging Face format, or a hub id; ``bundled`` is the bundled target's draft.
-        dtype: Half the bytes make a draft step cheaper, and what it rounds costs no token.
+        model: As of ``load_executor``; ``bundled`` is the bundled target's draft.
 
     Raises:
         ModelError: It cannot be served, or its tokens are not the target's.

@@ -193,9 +193,12 @@ def _accepted(piece: Slice, sampled: Iterator[int]) -> list[int]:
     For a draft that is a single guess this is rejection sampling: it is kept with the probability that the
     target gives it, and otherwise the token is drawn from what the target gives the others (Leviathan et
     al., ICML 2023). As noise hangs on seed and position alone, the tokens are even those without drafts.
+    Where the plan says how many drafts are accepted, they stay, since their keys and values do.
     """
     if not piece.sample:
         return []
     own = list(islice(sampled, len(piece.draft_tokens) + 1))
+    if piece.num_accepted is not None:
+        return [*piece.draft_tokens[: piece.num_accepted], own[piece.num_accepted]]
     kept = next((i for i, draft in enumerate(piece.draft_tokens) if draft != own[i]), len(own) - 1)
     return own[: kept + 1]

@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from tunebatch.execute.torch import selfcheck
@@ -17,11 +16,17 @@ from tunebatch.execute.torch.attention import choose_backend
 from tunebatch.execute.torch.attention.base import attention_forward
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
+from tunebatch.execute.torch.random_weights import random_network
+from tunebatch.execute.torch.room import room_bytes
 from tunebatch.measure.kv_room import blocks_of_slots, cpu_kv_bytes
+from tunebatch.measure.shape_room import Need, dtype_of, need, why_too_large
 from tunebatch.models.hub import hub_answers, silence_told
+from tunebatch.models.named_shape import named_shape, nearest_shape
 from tunebatch.models.unservable import why_unservable
 
 ATTENTION_NAME = "tunebatch"
+# Half the bytes make a draft step cheaper, and what it rounds costs no token.
+DRAFT_DTYPE = "bfloat16"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,22 +44,47 @@ def load_executor(
     num_blocks: int | None = None,
     max_slots: int = 64,
     utilization: float = 0.9,
+    draft: str | None = None,
 ) -> TorchExecutor:
     """Load a model and make it ready to serve.
 
     Args:
-        model: ``bundled``, a local folder in Hugging Face format, or a hub id.
+        model: ``bundled``, a local folder in Hugging Face format, a hub id, or a named shape, which gets
+            random weights.
         device: ``auto`` (CUDA if there is one), ``cpu`` or ``cuda``.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's own on a GPU.
         num_blocks: KV blocks; by default as many as the device has room for.
         utilization: Share of the GPU's memory that weights and KV cache may take.
+        draft: A model that will be loaded beside it; a named shape is left room for.
 
     Raises:
-        ModelError: No such model, no such device, or an architecture that cannot be served.
+        ModelError: No such model, no such device, an architecture that cannot be served, or a named shape
+            that does not fit into the memory that is free.
+        ShapeError: A named shape without that many layers.
     """
     on = _device(device)
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"unknown dtype {dtype!r}; one of auto, {', '.join(DTYPES)}")
+    shape = named_shape(model)
+    if shape is not None:
+        made = dtype_of(shape.sizes, dtype, on)
+        drafts = named_shape(draft) if draft is not None else None
+        kv_tokens = num_blocks * block_size if num_blocks is not None else None
+        models = [(shape.name, shape.sizes, made)]
+        if drafts is not None:
+            models.append((drafts.name, drafts.sizes, DRAFT_DTYPE))
+        if why := why_too_large(models, room_bytes(on, utilization), kv_tokens):
+            raise ModelError(why)
+        return serve(
+            random_network(shape.config, DTYPES[made], on),
+            name=shape.shown,
+            backend=backend,
+            block_size=block_size,
+            num_blocks=num_blocks,
+            max_slots=max_slots,
+            utilization=utilization,
+            beside=need(drafts.sizes, DRAFT_DTYPE) if drafts is not None else None,
+        )
     torch_dtype = DTYPES.get(dtype, torch.float32 if on == "cpu" else "auto")
     path, shown = _locate(model)
     silent_hub = not Path(path).is_dir() and not hub_answers()
@@ -81,8 +111,12 @@ def serve(
     num_blocks: int | None = None,
     max_slots: int = 64,
     utilization: float = 0.9,
+    beside: Need | None = None,
 ) -> TorchExecutor:
     """An executor for a loaded transformers model; checks it against its own forward.
+
+    Args:
+        beside: Of a draft model that will have as many KV blocks.
 
     Raises:
         ModelError: The paged model does not compute what the model computes.
@@ -133,7 +167,7 @@ def serve(
     error = _self_check(probe, texts, expected, name)
     facts["self_check_error"] = error
     facts["kv_bytes_per_token"] = probe.cache.bytes_per_token
-    blocks = num_blocks or _blocks_that_fit(probe, max_slots, utilization)
+    blocks = num_blocks or _blocks_that_fit(probe, max_slots, utilization, beside)
     facts["num_blocks"], facts["block_size"] = blocks, block_size
     return executor(blocks)
 
@@ -191,7 +225,10 @@ def _locate(model: str) -> tuple[str, str]:
             raise ModelError(f"{model}: no config.json in this folder; is it a Hugging Face model?")
         return str(path), path.name
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ModelError(f"{model}: no such folder; give a local path, a hub id (owner/name) or 'bundled'")
+        raise ModelError(
+            f"{model}: no such folder; give a local path, a hub id (owner/name), 'bundled' or a named shape; "
+            f"did you mean {nearest_shape(model)!r}?"
+        )
     return model, model
 
 
@@ -274,16 +311,17 @@ def _eos(network: Any) -> frozenset[int]:
     return frozenset([eos] if isinstance(eos, int) else eos or ())
 
 
-def _blocks_that_fit(probe: TorchExecutor, max_slots: int, utilization: float) -> int:
+def _blocks_that_fit(probe: TorchExecutor, max_slots: int, utilization: float, beside: Need | None) -> int:
     """As many blocks as all slots could fill, within the memory that is there."""
     wanted = blocks_of_slots(max_slots, probe.max_context, probe.block_size)
-    if probe.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        room = free - int(total * (1 - utilization))
-    else:
-        context_bytes = probe.cache.bytes_per_token * probe.max_context
-        room = cpu_kv_bytes(psutil.virtual_memory().available, context_bytes)
-    per_block = max(1, probe.cache.bytes_per_token * probe.block_size)
+    room = room_bytes(probe.device.type, utilization)
+    per_token = probe.cache.bytes_per_token
+    if probe.device.type == "cpu":
+        room = cpu_kv_bytes(room, per_token * probe.max_context)
+    if beside is not None:
+        room -= beside.weight_bytes + beside.step_bytes if probe.device.type == "cuda" else 0
+        per_token += beside.kv_bytes_per_token
+    per_block = max(1, per_token * probe.block_size)
     if room < per_block:
         raise ModelError("no memory is left for a KV cache after the weights; use a smaller model")
     return min(wanted, room // per_block)

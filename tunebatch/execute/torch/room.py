@@ -1,0 +1,14 @@
+"""How much memory there is for a model."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+
+def room_bytes(device: str, utilization: float) -> int:
+    """Memory that is free, less what the utilization leaves to others on a GPU."""
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        return int(free - total * (1 - utilization))
+    return int(psutil.virtual_memory().available)
