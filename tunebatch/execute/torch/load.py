@@ -224,10 +224,14 @@ def _locate(model: str) -> tuple[str, str]:
         if not (path / "config.json").is_file():
             raise ModelError(f"{model}: no config.json in this folder; is it a Hugging Face model?")
         return str(path), path.name
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+    if path.is_absolute() or model.startswith((".", "~")):
         raise ModelError(
-            f"{model}: no such folder; give a local path, a hub id (owner/name), 'bundled' or a named shape; "
-            f"did you mean {nearest_shape(model)!r}?"
+            f"{model}: no such folder; give a local path, a hub id (owner/name), 'bundled' or a named shape"
+        )
+    if model.count("/") != 1:
+        raise ModelError(
+            f"{model}: no such folder or named shape; did you mean {nearest_shape(model)!r}? A local path, a "
+            "hub id (owner/name) or 'bundled' will do too"
         )
     return model, model
 
