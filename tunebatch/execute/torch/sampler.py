@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tunebatch.engine.request import Sampling
+from tunebatch.execute.torch.noise import exponential, stream_of
 
 
 def sample(logits: Tensor, samplings: list[tuple[int, Sampling, int]]) -> Tensor:
@@ -16,8 +18,9 @@ def sample(logits: Tensor, samplings: list[tuple[int, Sampling, int]]) -> Tensor
             the request's seed and the token's position alone, so it does not depend on the batch.
     """
     tokens = highest(logits)
-    for row, sampling, position in samplings:
-        tokens[row] = _draw(logits[row], sampling, position)
+    if samplings:
+        rows = torch.tensor([row for row, _, _ in samplings]).to(logits.device, non_blocking=True)
+        tokens[rows] = _drawn(logits[rows].float(), samplings)
     return tokens
 
 
@@ -29,16 +32,33 @@ def highest(logits: Tensor) -> Tensor:
     return torch.from_numpy(logits.float().numpy().argmax(-1))
 
 
-def _draw(logits: Tensor, sampling: Sampling, position: int) -> Tensor:
-    scores = logits.float() / sampling.temperature
-    if sampling.top_k:
-        kept = min(sampling.top_k, len(scores))
-        scores = scores.masked_fill(scores < scores.topk(kept).values[-1], -torch.inf)
-    if sampling.top_p < 1:
-        ordered, order = scores.softmax(-1).sort(descending=True)
-        outside = order[ordered.cumsum(-1) - ordered >= sampling.top_p]
-        scores[outside] = -torch.inf
-    generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + position) % 2**63)
-    noise = torch.empty(len(scores)).exponential_(generator=generator).to(scores.device)
+def _drawn(logits: Tensor, samplings: list[tuple[int, Sampling, int]]) -> Tensor:
+    """One draw from each row, each by its own sampling."""
+    chosen = [sampling for _, sampling, _ in samplings]
+    scores = logits / _column([one.temperature for one in chosen], logits)
+    if any(one.top_k for one in chosen):
+        scores = _only_top_k(scores, [one.top_k or scores.shape[1] for one in chosen])
+    if any(one.top_p < 1 for one in chosen):
+        scores = _only_top_p(scores, [one.top_p for one in chosen])
+    streams = np.array([stream_of(one.seed, position) for _, one, position in samplings])
+    noise = exponential(torch.from_numpy(streams).to(logits.device, non_blocking=True), scores.shape[1])
     # argmax(p / Exp(1)) is a draw from p: the exponential race, as gpt-fast samples without a sync.
-    return (scores.softmax(-1) / noise).argmax()
+    return (scores.softmax(-1) / noise.float()).argmax(-1)
+
+
+def _only_top_k(scores: Tensor, top_k: list[int]) -> Tensor:
+    most = [min(count, scores.shape[1]) for count in top_k]
+    best = scores.topk(max(most)).values
+    return scores.masked_fill(scores < best.gather(1, _column([k - 1 for k in most], scores)), -torch.inf)
+
+
+def _only_top_p(scores: Tensor, top_p: list[float]) -> Tensor:
+    ordered, order = scores.softmax(-1).sort(descending=True)
+    # A sum of all shares may be above 1 by rounding.
+    limits = _column([limit if limit < 1 else 2.0 for limit in top_p], scores)
+    outside = ordered.cumsum(-1) - ordered >= limits
+    return scores.masked_fill(outside.scatter(1, order, outside), -torch.inf)
+
+
+def _column(values: list[float] | list[int], like: Tensor) -> Tensor:
+    return torch.tensor(values).to(like.device, non_blocking=True)[:, None]
