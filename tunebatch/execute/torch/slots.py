@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import KvCache, StepContext
+from tunebatch.execute.torch.graphs.buckets import Shape
+from tunebatch.execute.torch.graphs.graphs import Graphs
+from tunebatch.execute.torch.graphs.pad import Step
 
 Ints = NDArray[np.int64]
 Packed = tuple[Tensor, Tensor, StepContext]
@@ -21,6 +24,9 @@ class Slots:
     Args:
         cache: Whose blocks the tables name.
         max_context: Most tokens a sequence may have.
+
+    Attributes:
+        graphs: Of the steps that are laid out where a graph reads them.
     """
 
     def __init__(self, cache: KvCache, max_slots: int, max_context: int, device: torch.device) -> None:
@@ -31,6 +37,7 @@ class Slots:
         self._taken: list[tuple[list[int], int]] = [([], 0)] * max_slots
         self._counting: Ints = np.arange(max(max_slots, 1024) + 1)
         self._staging = self._new_staging(1 << 14)
+        self.graphs: Graphs | None = None
 
     def reset(self) -> None:
         """Forget all tables."""
@@ -118,6 +125,10 @@ class Slots:
     def _packed(
         self, parts: SequenceOf[Ints], context_lens: Ints, slices: list[tuple[int, int, int]]
     ) -> tuple[Packed, Tensor]:
+        if self.graphs is not None and len(parts) == 7:
+            staged = self.graphs.stage(_step(parts, slices))
+            if staged is not None:
+                return staged, staged[0][:0]
         sizes = [len(part) for part in parts]
         total = sum(sizes)
         if total > len(self._staging):
@@ -146,3 +157,16 @@ class Slots:
 
     def _new_staging(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+
+
+def _step(parts: SequenceOf[Ints], slices: list[tuple[int, int, int]]) -> Step:
+    tokens, positions, cache_slots, sampled_at, query_start, context_lens, tables = parts
+    shape = Shape(
+        slices=len(slices),
+        slice_tokens=sum(count for _, count, _ in slices),
+        most_tokens=max((count for _, count, _ in slices), default=0),
+        decodes=len(context_lens) - len(slices),
+        sampled=len(sampled_at),
+    )
+    tables = tables.reshape(len(context_lens), -1)
+    return Step(shape, tokens, positions, cache_slots, sampled_at, query_start, context_lens, tables)
