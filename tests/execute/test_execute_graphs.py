@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from graph_stand_ins import Again, Dense, Recorded
-from test_execute_features import requests, serve_all
+from test_execute_features import requests, serve_all, with_draft
 from test_execute_tokens import network
 from tiny_models import BLOCK_SIZE
 
@@ -42,3 +42,18 @@ def test_greedy_tokens_are_those_of_eager_steps(name: str, backend: str) -> None
             record = serve_all(served, kind + features, traffic)
             assert [one.output for one in record.requests] == want, kind + features
             assert capture.replays - before > 0.5 * len(record.steps.start_s)
+
+
+def test_a_draft_model_replays_its_steps_too() -> None:
+    served = with_draft("llama", "dense", num_blocks=40)
+    traffic = requests()
+    want = [same_tokens.generate(served, one.prompt, one.max_tokens) for one in traffic]
+    drafting, verifying = Recorded(), Recorded()
+    eager = [serve_all(served, kind, traffic) for kind in ("continuous+draft", "mixed+prefix+draft")]
+    capture_graphs(served.drafter.executor, drafting)
+    capture_graphs(served, verifying)
+    for kind, before in zip(("continuous+draft", "mixed+prefix+draft"), eager, strict=True):
+        record = serve_all(served, kind, traffic)
+        assert [one.output for one in record.requests] == want
+        assert record.speculation == before.speculation
+    assert drafting.replays > verifying.replays > 40

@@ -18,7 +18,7 @@ from tunebatch.engine.speculation.drafter import Drafter
 from tunebatch.execute.torch.attention.base import KvCache, NewPools
 from tunebatch.execute.torch.forward import Forward
 from tunebatch.execute.torch.graphs.graphs import Graphs
-from tunebatch.execute.torch.sampler import sample
+from tunebatch.execute.torch.sampler import highest, sample
 from tunebatch.execute.torch.slots import Ints, Packed, Slots
 
 
@@ -114,7 +114,14 @@ class TorchExecutor:
             self._take_table(piece.sequence)
         for sequence in plan.grown:
             self.slots.take(sequence.slot, sequence.block_table)
-        packed = self._stage(plan)
+        return self._run(self._stage(plan))
+
+    def highest(self, packed: Packed) -> torch.Tensor:
+        """The most probable token of each sampled row of a step that is laid out."""
+        logits, tokens = self._run(packed)
+        return highest(logits) if tokens is None else tokens.clone()
+
+    def _run(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor | None]:
         replayed = self._graphs.replay(*packed) if self._graphs is not None else None
         return replayed or (self.forward(*packed), None)
 

@@ -125,16 +125,10 @@ class Slots:
     def _packed(
         self, parts: SequenceOf[Ints], context_lens: Ints, slices: list[tuple[int, int, int]]
     ) -> tuple[Packed, Tensor]:
-        if self.graphs is not None and len(parts) == 7:
-            staged = self.graphs.stage(_step(parts, slices))
-            if staged is not None:
-                return staged, staged[0][:0]
-        sizes = [len(part) for part in parts]
-        total = sum(sizes)
-        if total > len(self._staging):
-            self._staging = self._new_staging(2 * total)
-        np.concatenate(parts, out=self._staging.numpy()[:total])
-        copied = self._staging[:total].to(self._device, non_blocking=True).split(sizes)
+        if self.graphs is not None and (staged := self.graphs.stage(_step(parts, slices))) is not None:
+            after = self._copied(parts[7:])[0] if len(parts) > 7 else staged[0][:0]
+            return staged, after.view(-1, 3, len(context_lens))
+        copied = self._copied(parts)
         tokens, positions, cache_slots, sampled_at, query_start, lens, tables = copied[:7]
         after = copied[7] if len(copied) > 7 else tokens[:0]
         step = StepContext(
@@ -151,6 +145,15 @@ class Slots:
         )
         return (tokens, sampled_at, step), after.view(-1, 3, len(context_lens))
 
+    def _copied(self, parts: SequenceOf[Ints]) -> SequenceOf[Tensor]:
+        """On the device, in one copy."""
+        sizes = [len(part) for part in parts]
+        total = sum(sizes)
+        if total > len(self._staging):
+            self._staging = self._new_staging(2 * total)
+        np.concatenate(parts, out=self._staging.numpy()[:total])
+        return self._staging[:total].to(self._device, non_blocking=True).split(sizes)
+
     def _up_to(self, count: int) -> Ints:
         """``0, 1, ..., count``."""
         return self._counting[: count + 1]
@@ -160,7 +163,7 @@ class Slots:
 
 
 def _step(parts: SequenceOf[Ints], slices: list[tuple[int, int, int]]) -> Step:
-    tokens, positions, cache_slots, sampled_at, query_start, context_lens, tables = parts
+    tokens, positions, cache_slots, sampled_at, query_start, context_lens, tables = parts[:7]
     shape = Shape(
         slices=len(slices),
         slice_tokens=sum(count for _, count, _ in slices),

@@ -30,14 +30,18 @@ class CudaCapture:
     """CUDA graphs, whose temporaries all lie in one pool: one of them runs at a time."""
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: tuple[int, int] | None = None
         self._stream = torch.cuda.Stream()
+        self._pool_used = False
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         """See `Capture`."""
         # Kernels are compiled and loaded, and pools are made, when they are first needed: not in a capture.
         function()
         torch.cuda.synchronize()
+        if not self._pool_used:
+            # One that nobody uses any more, as after a capture that failed, torch does not take again.
+            self._pool = torch.cuda.graph_pool_handle()
         captured = torch.cuda.CUDAGraph()
         # Threads beside this one, telemetry for one, may ask the driver for what a capture forbids. The outer
         # stream context is there for a capture that fails: torch's own would then leave its stream current.
@@ -48,6 +52,7 @@ class CudaCapture:
             ),
         ):
             function()
+        self._pool_used = True
         return captured.replay
 
     def taken_bytes(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import StepContext
 from tunebatch.execute.torch.forward import Forward
-from tunebatch.execute.torch.graphs.buckets import Bucket, Buckets
+from tunebatch.execute.torch.graphs.buckets import Bucket, Buckets, Shape
 from tunebatch.execute.torch.graphs.capture import Capture
 from tunebatch.execute.torch.graphs.inputs import Packed, StaticInputs
 from tunebatch.execute.torch.graphs.pad import Step, empty_step
@@ -85,12 +85,12 @@ class Graphs:
         return tokens, sampled_at[: step.shape.sampled], context
 
     def replay(self, tokens: Tensor, sampled_at: Tensor, step: StepContext) -> Computed | None:
-        """Compute what `stage` gave; None if it is none of that.
+        """Compute what `stage` gave, or decodes that lie elsewhere on the device; None if there is no graph.
 
         Args:
             tokens: As they were staged, or others in their place that the device knew.
         """
-        captured = self._of_context.get(id(step))
+        captured = self._of_context.get(id(step)) or self._taken_over(len(sampled_at), step)
         if captured is None or self._computed is None:
             return None
         own = captured.packed[0]
@@ -99,6 +99,17 @@ class Graphs:
         captured.replay()
         count = len(sampled_at)
         return Computed(self._computed.logits[:count], self._computed.highest[:count])
+
+    def _taken_over(self, sampled: int, step: StepContext) -> _Captured | None:
+        decodes = len(step.context_lens)
+        if step.slices or sampled != decodes:
+            return None
+        bucket = self.buckets.smallest(Shape(0, 0, 0, decodes, decodes))
+        if bucket is None or bucket.shape.slices:
+            return None
+        captured = self._captured[bucket]
+        self._inputs.take_over(step, captured.packed)
+        return captured
 
     def _computed_like(self, logits: Tensor) -> Computed:
         """One for all graphs: each would keep as much of its own, of which one at a time is read."""

@@ -31,6 +31,7 @@ class StaticInputs:
         self._max_context = max_context
         self._landed = torch.zeros(self.layout.size, dtype=torch.int64, device=device)
         self._tables = self._landed.new_zeros(self.layout.sequences, self.layout.columns)
+        self._counting = torch.arange(self.layout.sequences + 1, device=device)
         self._staged = [_Staged(self.layout.size, device) for _ in range(2)]
 
     def of(self, bucket: Bucket) -> Packed:
@@ -63,6 +64,20 @@ class StaticInputs:
         end = begin + rows * width
         staged.copy_to(self._landed, end)
         self._tables[:rows, :width].copy_(self._landed[begin:end].view(rows, width))
+
+    def take_over(self, step: StepContext, packed: Packed) -> None:
+        """Copy a step of decodes, all of them sampled, from elsewhere on the device to what `of` gave; ids
+        apart."""
+        count, (_, sampled_at, own) = len(step.context_lens), packed
+        own.query_start.copy_(self._counting[: len(own.query_start)])
+        sampled_at.copy_(self._counting[: len(sampled_at)])
+        own.positions[:count].copy_(step.positions)
+        own.cache_slots[:count].copy_(step.cache_slots)
+        own.cache_slots[count:].fill_(-1)
+        own.context_lens[:count].copy_(step.context_lens)
+        own.context_lens[count:].fill_(0)
+        if step.block_tables.data_ptr() != own.block_tables.data_ptr():
+            own.block_tables[:count, : step.block_tables.shape[1]].copy_(step.block_tables)
 
 
 class _Staged:
