@@ -133,7 +133,7 @@ def buckets_for(max_slots: int) -> list[Bucket]:
     """
     found = [decode_bucket(count) for count in _decodes(max_slots)]
     found += [
-        Bucket(Shape(count, count * average, most, 0, count * average))
+        Bucket(Shape(count, count * average, min(most, count * average), 0, count * average))
         for count in _verifying(max_slots)
         for most, average in _VERIFIED
         if count * average <= MOST_TOKENS
