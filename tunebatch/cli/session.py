@@ -257,12 +257,12 @@ class Session:
             CliError: There is no draft model.
             ModelError: See ``load_draft``.
         """
-        from tunebatch.execute.torch.draft_model import load_draft
-
         drafting = [one.name for one in strategies if one.drafter == "draft"]
         if not drafting or self.executor.drafter is not None:
             return
         check_draft(self.profile, drafting)
+        from tunebatch.execute.torch.draft_model import load_draft
+
         model = self.profile.model
         name = "bundled" if model.draft == "auto" else model.draft
         load_draft(self.executor, name, backend=model.backend, graphs=self.profile.device.graphs)

@@ -102,7 +102,8 @@ class TorchExecutor:
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """Logits ``[sampled, vocabulary]`` of every token that the plan samples: slices, then decodes; of a
         slice with drafts those of the token before each draft, and of the last."""
-        return self._computed(plan)[0]
+        logits, replayed = self._computed(plan)
+        return logits if replayed is None else logits.clone()
 
     def use_graphs(self, graphs: Graphs | None) -> None:
         """From here on replay the steps that have a graph."""

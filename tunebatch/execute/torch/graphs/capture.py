@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -22,8 +23,14 @@ class Capture(Protocol):
         ...
 
     def taken_bytes(self) -> int:
-        """Memory of the device that is not free."""
+        """Memory of the device that is not free, once what nobody uses any more is given back."""
         ...
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """One for all, since matrix products keep memory of their own for every stream."""
+    return torch.cuda.Stream()
 
 
 class CudaCapture:
@@ -31,7 +38,7 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._pool: tuple[int, int] | None = None
-        self._stream = torch.cuda.Stream()
+        self._stream = _stream()
         self._pool_used = False
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -56,7 +63,7 @@ class CudaCapture:
         return captured.replay
 
     def taken_bytes(self) -> int:
-        """See `Capture`; what torch holds without using it is free to it."""
+        """See `Capture`."""
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()

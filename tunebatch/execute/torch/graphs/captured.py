@@ -76,7 +76,13 @@ def capture_graphs(
 
 def bytes_of_graphs(probe: TorchExecutor, capture: Capture) -> int:
     """What all graphs of a model will take, from a few: the largest, whose temporaries all others share, and
-    some of the smallest; 0 where it cannot be captured."""
+    some of the smallest; 0 where it cannot be captured. These few are gone then."""
+    needed = _bytes_of_a_few(probe, capture)
+    capture.taken_bytes()
+    return needed
+
+
+def _bytes_of_a_few(probe: TorchExecutor, capture: Capture) -> int:
     wanted = list(Buckets(buckets_for(probe.max_slots)))
     before = capture.taken_bytes()
     try:
