@@ -20,6 +20,7 @@ from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.graphs.buckets import Buckets, buckets_for
 from tunebatch.execute.torch.graphs.captured import bytes_of_graphs, capture_graphs
 from tunebatch.execute.torch.load import serve
+from tunebatch.execute.torch.memory import measure_memory
 
 MIB = 2**20
 ALL = len(buckets_for(8))
@@ -220,3 +221,12 @@ def test_the_largest_are_captured_first() -> None:
     served.forward = watched
     capture_graphs(served, Watching())
     assert tokens == [one.shape.tokens for one in reversed(list(Buckets(buckets_for(8))))]
+
+
+def test_activations_are_those_of_an_eager_step() -> None:
+    served, capture = served_by("llama", "dense"), Again()
+    capture_graphs(served, capture)
+    measure_memory(served, 64)
+    assert capture.replays == 0
+    outputs(served)
+    assert capture.replays > 0

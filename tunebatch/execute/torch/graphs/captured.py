@@ -43,35 +43,37 @@ def capture_graphs(
     """
     wanted = Buckets(buckets_for(executor.max_slots) if buckets is None else buckets)
     started, before = time.perf_counter(), capture.taken_bytes()
-    without: str | None = None
-    graphs: Graphs | None = None
     try:
         inputs = StaticInputs(wanted, executor.cache, executor.max_context, executor.device)
-        graphs = Graphs(executor.forward, inputs)
     except torch.OutOfMemoryError:
-        without = f"no memory for what {len(wanted)} graphs read"
-    missed = 0
-    for count, bucket in enumerate(reversed(list(wanted)) if graphs is not None else (), 1):
-        assert graphs is not None
+        return {"graphs": 0, "seconds": 0.0, "mib": 0.0, "without": "no memory for what graphs read"}
+    graphs = Graphs(executor.forward, inputs)
+    without = _captured(graphs, wanted, capture, told)
+    if len(graphs.buckets):
+        executor.use_graphs(graphs)
+    return {
+        "graphs": len(graphs.buckets),
+        "seconds": round(time.perf_counter() - started, 3),
+        "mib": round(max(0, capture.taken_bytes() - before) / 2**20, 1),
+        **({} if without is None else {"without": without}),
+    }
+
+
+def _captured(graphs: Graphs, wanted: Buckets, capture: Capture, told: Told | None) -> str | None:
+    """Why some are missing, in one line, if any are."""
+    without: str | None = None
+    missing = 0
+    for count, bucket in enumerate(reversed(list(wanted)), 1):
         try:
             graphs.capture(bucket, capture)
         except RuntimeError as error:
             if not _memory_ran_out(error):
-                without = f"this model cannot be captured: {_first_line(error)}"
-                break
-            missed += 1
-            without = f"no memory for {missed} of {len(wanted)} graphs, those of the largest steps"
+                return f"this model cannot be captured: {_first_line(error)}"
+            missing += 1
+            without = f"no memory for {missing} of {len(wanted)} graphs, those of the largest steps"
         if told is not None:
             told(count, len(wanted))
-    if graphs is not None and len(graphs.buckets):
-        executor.use_graphs(graphs)
-    taken = capture.taken_bytes() - before
-    facts: dict[str, Any] = {
-        "graphs": 0 if graphs is None else len(graphs.buckets),
-        "seconds": round(time.perf_counter() - started, 3),
-        "mib": round(max(0, taken) / 2**20, 1),
-    }
-    return facts if without is None else {**facts, "without": without}
+    return without
 
 
 def bytes_of_graphs(probe: TorchExecutor, capture: Capture) -> int:
