@@ -124,7 +124,7 @@ def _measured(
     stopped: BaseException | None = None
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
-        session = Session.open(asked, spec)
+        session = Session.open(asked, spec, progress=progress)
         for line in [
             *session.describe(session.as_asked(rate)),
             *options.preset_notes(asked.search.strategies),

@@ -104,7 +104,7 @@ def run(
         output.make_trace_folder(trace)
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
-        session = Session.open(asked, spec, clock)
+        session = Session.open(asked, spec, clock, progress)
         for line in [*session.describe(session.as_asked(rate)), *options.preset_notes([strategy])]:
             progress.note(line)
         progress.note(session.check_tokens([chosen]))

@@ -10,13 +10,14 @@ from tunebatch.cli.errors import CliError
 from tunebatch.cli.traffic import has_own_schedule, needed_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tunebatch.engine.clock import Clock
     from tunebatch.engine.strategies import Strategy
     from tunebatch.measure.result import RunResult
     from tunebatch.measure.telemetry.beside import Instruments
     from tunebatch.profile import Profile
+    from tunebatch.report.progress import Progress
     from tunebatch.workload.spec import Workload, WorkloadSpec
 
 _ROUND_REQUESTS = 32  # so that neighbouring rates share a workload
@@ -81,8 +82,13 @@ class Session:
     _workloads: dict[tuple[int | None, int], Workload] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, profile: Profile, spec: WorkloadSpec, clock: str = "replay") -> Session:
+    def open(
+        cls, profile: Profile, spec: WorkloadSpec, clock: str = "replay", progress: Progress | None = None
+    ) -> Session:
         """Loads the model.
+
+        Args:
+            progress: Shows how far the capture of graphs has come.
 
         Raises:
             ModelError: See ``load_executor``.
@@ -101,6 +107,8 @@ class Session:
             max_slots=device.max_slots,
             utilization=device.utilization,
             draft=model.draft if model.draft != "auto" else None,
+            graphs=device.graphs,
+            told=_captures_shown(progress),
         )
         return cls(profile, spec, executor, clock, instruments_of(executor, device.price_per_hour))
 
@@ -249,14 +257,15 @@ class Session:
             CliError: There is no draft model.
             ModelError: See ``load_draft``.
         """
-        from tunebatch.execute.torch.draft_model import load_draft
-
         drafting = [one.name for one in strategies if one.drafter == "draft"]
         if not drafting or self.executor.drafter is not None:
             return
         check_draft(self.profile, drafting)
+        from tunebatch.execute.torch.draft_model import load_draft
+
         model = self.profile.model
-        load_draft(self.executor, "bundled" if model.draft == "auto" else model.draft, backend=model.backend)
+        name = "bundled" if model.draft == "auto" else model.draft
+        load_draft(self.executor, name, backend=model.backend, graphs=self.profile.device.graphs)
 
     def describe(self, workload: Workload) -> list[str]:
         """The model, the traffic, and what was done to the traffic; a line each."""
@@ -267,6 +276,7 @@ class Session:
         return [
             f"model: {', '.join(shown)}",
             *_window_lines(facts.get("context_bound_by_window")),
+            *_graph_lines(facts.get("cuda_graphs")),
             *self._drawn(),
             f"workload: {workload.description}",
             *(f"  {note}" for note in workload.notes),
@@ -312,6 +322,26 @@ def _window_lines(bound: Sequence[int] | None) -> list[str]:
         f"  served up to {window:,} of its {own:,} tokens of context: its sliding window is longer than what "
         "is checked when a model loads, so no request goes beyond it"
     ]
+
+
+def _graph_lines(captured: dict[str, Any] | None) -> list[str]:
+    if captured is None:
+        return []
+    without = f"; {captured['without']}" if "without" in captured else ""
+    if not captured["graphs"]:
+        return [f"  no CUDA graphs, every step is launched kernel by kernel{without}"]
+    taken = f"{captured['graphs']} CUDA graphs captured in {captured['seconds']:.1f} s"
+    return [f"  {taken}, {captured['mib']:,.0f} MiB{without}"]
+
+
+def _captures_shown(progress: Progress | None) -> Callable[[int, int], None]:
+    """On a terminal every graph; elsewhere, where each were a line, that it has begun."""
+
+    def shown(count: int, wanted: int) -> None:
+        if progress is not None and (progress.live or count == 1):
+            progress.status(f"capturing CUDA graphs: {count} of {wanted}")
+
+    return shown
 
 
 def _at(rate: float | None, workload: Workload) -> Workload:

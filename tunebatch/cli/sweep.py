@@ -196,7 +196,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
 
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
-        session = question.opened(asked, spec)
+        session = question.opened(asked, spec, progress)
         asked, left_out = without_idle_features(asked, session.workload())
         search = asked.search
         notes = [*options.preset_notes(search.strategies), *left_out_lines(left_out)]

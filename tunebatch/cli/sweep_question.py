@@ -10,6 +10,7 @@ from tunebatch.cli.errors import CliError
 if TYPE_CHECKING:
     from tunebatch.cli.session import Session
     from tunebatch.profile import Profile
+    from tunebatch.report.progress import Progress
     from tunebatch.workload.spec import WorkloadSpec
 
 _MOST_REQUESTS = 200_000  # of one run: more are not drawn in any time
@@ -50,6 +51,7 @@ def identity(session: Session) -> dict[str, Any]:
         # What is found by itself differs a little from session to session.
         "num_blocks": asked.device.num_blocks,
         "max_slots": asked.device.max_slots,
+        **({"graphs": True} if model.get("cuda_graphs", {}).get("graphs") else {}),
         **{name: machine[name] for name in ("torch", "cpu", "gpu")},
         "workload": session.workload().fingerprint(),
     }
@@ -93,11 +95,11 @@ def checked_spec(asked: Profile) -> WorkloadSpec:
     return spec
 
 
-def opened(asked: Profile, spec: WorkloadSpec) -> Session:
+def opened(asked: Profile, spec: WorkloadSpec, progress: Progress | None = None) -> Session:
     """The model with its traffic, once that is known to be fit for the search."""
     from tunebatch.cli.session import Session, check_samples
 
-    session = Session.open(asked, spec)
+    session = Session.open(asked, spec, progress=progress)
     workload = session.workload()
     if asked.search.objective == "capacity" and workload.unit_arrivals_s is None:
         raise CliError(

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tunebatch.execute.torch.attention import choose_backend
 from tunebatch.execute.torch.attention.base import attention_forward
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
+from tunebatch.execute.torch.graphs.capture import Capture, CudaCapture
+from tunebatch.execute.torch.graphs.captured import CAPTURABLE, Told, bytes_of_graphs, capture_graphs
 from tunebatch.execute.torch.random_weights import random_network
 from tunebatch.execute.torch.room import room_bytes
 from tunebatch.measure.kv_room import blocks_of_slots, cpu_kv_bytes
@@ -45,6 +48,8 @@ def load_executor(
     max_slots: int = 64,
     utilization: float = 0.9,
     draft: str | None = None,
+    graphs: bool = True,
+    told: Told | None = None,
 ) -> TorchExecutor:
     """Load a model and make it ready to serve.
 
@@ -56,6 +61,8 @@ def load_executor(
         num_blocks: KV blocks; by default as many as the device has room for.
         utilization: Share of the GPU's memory that weights and KV cache may take.
         draft: A model that will be loaded beside it; a named shape is left room for.
+        graphs: Capture CUDA graphs, where there is CUDA.
+        told: Hears how many are captured, as it goes.
 
     Raises:
         ModelError: No such model, no such device, an architecture that cannot be served, or a named shape
@@ -63,6 +70,7 @@ def load_executor(
         ShapeError: A named shape without that many layers.
     """
     on = _device(device)
+    new_capture = CudaCapture if graphs and on == "cuda" else None
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"unknown dtype {dtype!r}; one of auto, {', '.join(DTYPES)}")
     shape = named_shape(model)
@@ -84,6 +92,8 @@ def load_executor(
             max_slots=max_slots,
             utilization=utilization,
             beside=need(drafts.sizes, DRAFT_DTYPE) if drafts is not None else None,
+            new_capture=new_capture,
+            told=told,
         )
     torch_dtype = DTYPES.get(dtype, torch.float32 if on == "cpu" else "auto")
     path, shown = _locate(model)
@@ -99,6 +109,8 @@ def load_executor(
         num_blocks=num_blocks,
         max_slots=max_slots,
         utilization=utilization,
+        new_capture=new_capture,
+        told=told,
     )
 
 
@@ -112,11 +124,15 @@ def serve(
     max_slots: int = 64,
     utilization: float = 0.9,
     beside: Need | None = None,
+    new_capture: Callable[[], Capture] | None = None,
+    told: Told | None = None,
 ) -> TorchExecutor:
     """An executor for a loaded transformers model; checks it against its own forward.
 
     Args:
         beside: Of a draft model that will have as many KV blocks.
+        new_capture: Makes what makes graphs of steps, which a backend that can be captured will have.
+        told: Hears how many are captured, as it goes.
 
     Raises:
         ModelError: The paged model does not compute what the model computes.
@@ -167,9 +183,17 @@ def serve(
     error = _self_check(probe, texts, expected, name)
     facts["self_check_error"] = error
     facts["kv_bytes_per_token"] = probe.cache.bytes_per_token
-    blocks = num_blocks or _blocks_that_fit(probe, max_slots, utilization, beside)
+    if attention.name not in CAPTURABLE:
+        new_capture = None
+    graph_bytes = bytes_of_graphs(probe, new_capture()) if new_capture and num_blocks is None else 0
+    blocks = num_blocks or _blocks_that_fit(probe, max_slots, utilization, beside, graph_bytes)
     facts["num_blocks"], facts["block_size"] = blocks, block_size
-    return executor(blocks)
+    served = executor(blocks)
+    if new_capture is not None:
+        facts["cuda_graphs"] = capture_graphs(served, new_capture(), told)
+        if blocks >= probe.num_blocks:
+            facts["cuda_graphs"] |= _graphs_check(served, texts, expected)
+    return served
 
 
 def refuse_unservable(config: Any, name: str) -> None:
@@ -202,6 +226,17 @@ def _self_check(
             f"largest logit (tolerated: {tolerance:g}); it cannot be served"
         )
     return error
+
+
+def _graphs_check(
+    served: TorchExecutor, texts: list[list[int]], expected: list[torch.Tensor]
+) -> dict[str, Any]:
+    """Replayed steps are checked as eager ones were; wrong graphs are not used, which is what is told."""
+    error = selfcheck.worst_error(served, texts, expected)
+    if error <= selfcheck.TOLERANCE[served.model.dtype]:
+        return {"self_check_error": error}
+    served.use_graphs(None)
+    return {"graphs": 0, "without": f"what they compute is wrong by {error:.2g} of the largest logit"}
 
 
 def _device(device: str) -> str:
@@ -315,10 +350,12 @@ def _eos(network: Any) -> frozenset[int]:
     return frozenset([eos] if isinstance(eos, int) else eos or ())
 
 
-def _blocks_that_fit(probe: TorchExecutor, max_slots: int, utilization: float, beside: Need | None) -> int:
+def _blocks_that_fit(
+    probe: TorchExecutor, max_slots: int, utilization: float, beside: Need | None, graph_bytes: int
+) -> int:
     """As many blocks as all slots could fill, within the memory that is there."""
     wanted = blocks_of_slots(max_slots, probe.max_context, probe.block_size)
-    room = room_bytes(probe.device.type, utilization)
+    room = room_bytes(probe.device.type, utilization) - graph_bytes
     per_token = probe.cache.bytes_per_token
     if probe.device.type == "cpu":
         room = cpu_kv_bytes(room, per_token * probe.max_context)
