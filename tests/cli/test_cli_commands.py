@@ -137,6 +137,40 @@ def test_results_of_other_work_are_not_comparable(tunebatch: Any, changed: list[
         assert kept["fingerprint"] not in done.err
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value", "told"),
+    [
+        ("environment", "cores", 64, "cores 64, not "),
+        ("model", "forward", "other", "forward 'other', not "),
+        ("model", "attention_backend", "other", "attention backend 'other', not "),
+        ("model", "device", "cuda", "device 'cuda', not "),
+    ],
+)
+def test_results_of_another_machine_or_engine_are_not_comparable(
+    tunebatch: Any, part: str, key: str, value: Any, told: str
+) -> None:
+    tunebatch("run", "-o", "a")
+    tunebatch("run", "-o", "b")
+    _changed(Path("b"), part, key, value)
+    done = tunebatch("compare", "a", "b")
+    assert done.code == 5 and f"b is not comparable with a: {told}" in done.err
+
+
+def test_other_versions_are_compared_and_named(tunebatch: Any) -> None:
+    tunebatch("run", "-o", "a")
+    tunebatch("run", "-o", "b")
+    _changed(Path("b"), "environment", "tunebatch", "0.0.1")
+    done = tunebatch("compare", "a", "b")
+    assert done.code == 0 and "B was measured with tunebatch 0.0.1, A with " in done.out
+
+
+def _changed(folder: Path, part: str, key: str, value: Any) -> None:
+    path = folder / "result.json"
+    kept = json.loads(path.read_text())
+    kept["tunebatch"][part][key] = value
+    path.write_text(json.dumps(kept))
+
+
 def test_results_that_differ_by_the_rate_are_compared_with_it(tunebatch: Any) -> None:
     slo = ["--slo", "p90_ttft<=1s"]
     tunebatch("run", "static", "-o", "a", *slo, "--rate", "5")

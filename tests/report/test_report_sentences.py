@@ -50,6 +50,12 @@ def test_one_seed_cannot_tell_a_small_gain(make_row: Any, ratio: float, told: bo
     assert ("tuning hardly helped" in winner_line(winner, [winner], Gain(ratio))) is told
 
 
+@pytest.mark.parametrize(("other", "told"), [(14.0, "; level with static"), (13.0, "")])
+def test_what_one_run_cannot_tell_apart_is_level(make_row: Any, other: float, told: str) -> None:
+    winner, static = make_row("continuous", 14.2), make_row("static", other)
+    assert winner_line(winner, [winner, static]).endswith("x static" + told)
+
+
 def test_nothing_feasible(make_row: Any) -> None:
     assert "no configuration keeps the SLO" in winner_line(None, [make_row("static", None)])
 

@@ -201,6 +201,7 @@ def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
         raise CliError(f"not comparable: synthetic acceptance {' and '.join(sorted(drawn))}", NOT_COMPARABLE)
     marks = [chr(ord("A") + index) if len(paths) <= 26 else str(index + 1) for index in range(len(paths))]
     sources = [f"{mark}: {_source(path)}" for mark, path in zip(marks, paths, strict=True)]
+    sources += _other_versions(list(zip(marks, found, strict=True)))
     _show(list(zip(marks, found, strict=True)), json, quiet, sources)
 
 
@@ -215,10 +216,27 @@ def _identity(result: RunResult) -> dict[str, Any]:
         "workload": result.workload.get("fingerprint"),
         "model": result.model.get("name"),
         "dtype": result.model.get("dtype"),
+        "forward": result.model.get("forward"),
+        "attention backend": result.model.get("attention_backend"),
+        "block size": result.model.get("block_size"),
+        "device": result.model.get("device"),
         "processor": result.environment.get("cpu"),
+        "cores": result.environment.get("cores"),
         "GPU": result.environment.get("gpu"),
         "SLO": result.slo,
     }
+
+
+def _other_versions(found: list[tuple[str, RunResult]]) -> list[str]:
+    """What was measured with other versions than the first; to compare them may be what is wanted."""
+    (first, base), *others = found
+    told = []
+    for mark, result in others:
+        for name in ("tunebatch", "torch", "transformers", "numba"):
+            one, other = base.environment.get(name), result.environment.get(name)
+            if one != other:
+                told.append(f"{mark} was measured with {name} {other}, {first} with {one}")
+    return told
 
 
 def _differs_by_rate_only(first: RunResult, other: RunResult) -> bool:

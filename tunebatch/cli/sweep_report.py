@@ -139,8 +139,19 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
         gain = Gain(outcome.gain, *(outcome.gain_interval or (None, None)))
     row = rows[shown.index(best.config)]
     line = winner_line(row, rows, gain, inside_slo=len(asked.slo) > 0, unit=unit_of(asked))
-    line += "; tuning did not help: these are the default knobs" if default_won else ""
+    if default_won:
+        line += default_told(best, outcome)
     return line + _rivals(row, rows)
+
+
+def default_told(best: TrialFacts, outcome: SweepOutcome) -> str:
+    """What it says about other knobs that the defaults won."""
+    same = [trial for trial in outcome.trials if trial.chosen.policy == best.chosen.policy]
+    if not best.chosen.shown_knobs:
+        return ""
+    if any(trial.knobs != best.knobs for trial in same):
+        return "; tuning did not help: these are the default knobs"
+    return "; these are the default knobs, and there was no time to try others"
 
 
 def _rivals(winner: Row, rows: Sequence[Row]) -> str:
