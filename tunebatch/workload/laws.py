@@ -203,9 +203,9 @@ def evenly(n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """
     # Block by block, so that more numbers begin with the same ones.
     order, within = rng.random((-(-n // STRATA), 2, STRATA)).swapaxes(0, 1)
-    drawn = ((order.argsort(1) + within) / STRATA).ravel()[:n]
+    drawn: NDArray[np.float64] = ((order.argsort(1) + within) / STRATA).ravel()[:n]
     # Neither 0 nor, by rounding, 1: a normal distribution has no quantile there.
-    return np.clip(drawn, 2.0**-53, 1 - 2.0**-53)
+    return drawn.clip(2.0**-53, 1 - 2.0**-53)
 
 
 def _check_length(name: str, value: int) -> None:
