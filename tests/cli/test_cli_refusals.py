@@ -127,13 +127,29 @@ def test_a_percentile_that_the_requests_cannot_carry_is_refused_before_loading(
 ) -> None:
     done = tunebatch("sweep", "-n", "96", "--slo", "p99_ttft<=1s", *dry)
     assert done.code == 2
-    assert "p99_ttft needs at least 662 requests" in done.err and "--requests 662" in done.err
+    assert "p99_ttft needs at least 735 requests to be told (of which the first 10 % are warm-up)" in done.err
+    assert "--requests 735" in done.err
     assert fake_model == []
+
+
+def test_where_all_requests_come_at_once_there_is_no_warmup_to_have_requests_for(
+    tunebatch: Any, fake_model: list[str]
+) -> None:
+    call = ["sweep", "--slo", "p90_ttft<=9s", "--objective", "throughput", "--dry-run"]
+    done = tunebatch(*call, "-n", "63")
+    assert done.code == 2 and "use --requests 64 " in done.err and "warm-up" not in done.err
+    done = tunebatch(*call, "-n", "64")
+    assert done.code == 0 and "warm-up" not in done.out, done.err
+    # At an offered rate the load builds up.
+    done = tunebatch(*call, "-n", "70", "--start-rate", "5")
+    assert done.code == 2 and "use --requests 71 " in done.err
+    done = tunebatch(*call, "-n", "71", "--start-rate", "5")
+    assert "warm-up:   the first 10 % of a run's requests, here 7, are in no percentile" in done.out, done.err
 
 
 def test_gaps_between_tokens_are_no_samples_of_their_own(tunebatch: Any, fake_model: list[str]) -> None:
     done = tunebatch("sweep", "-n", "96", "--slo", "p99_itl<=1s")
-    assert done.code == 2 and "p99_itl needs at least 662 requests" in done.err and fake_model == []
+    assert done.code == 2 and "p99_itl needs at least 735 requests" in done.err and fake_model == []
 
 
 def test_a_broken_line_of_a_file_of_lengths(tunebatch: Any, fake_model: list[str]) -> None:

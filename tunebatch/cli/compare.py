@@ -253,6 +253,7 @@ def _show(
     """Results with their marks, which are empty for those measured now."""
     from tunebatch.cli import output
     from tunebatch.measure.result import to_json_dict
+    from tunebatch.report.conditions import common_conditions
     from tunebatch.report.device import caution_lines
     from tunebatch.report.screen import print_rows
     from tunebatch.report.sentence import fastest, fastest_line
@@ -271,7 +272,7 @@ def _show(
         winner=fastest(rows),
         rate_name=rate_name,
         offered=len(rates) > 1,
-        notes=sources or (),
+        notes=[*(sources or ()), *common_conditions(result.conditions for _, result in results)],
         ascii_only=output.ascii_only(),
         quiet=quiet,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tunebatch.cli.errors import CliError
-from tunebatch.cli.traffic import has_own_schedule, needed_samples
+from tunebatch.cli.traffic import has_own_schedule, needed_requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -24,26 +24,28 @@ _ROUND_REQUESTS = 32  # so that neighbouring rates share a workload
 _KEPT_WORKLOADS = 8
 
 
-def check_samples(profile: Profile, num_requests: int | None, trace: str = "") -> None:
+def check_samples(profile: Profile, num_requests: int | None, at_once: bool, trace: str = "") -> None:
     """Refuses what could never be judged.
 
     Args:
         num_requests: None where only the trace knows.
+        at_once: How they come, see ``needed_requests``.
         trace: The trace that has no more of them, if it was read.
 
     Raises:
         CliError: A percentile needs more requests than there are.
     """
-    from tunebatch.report.why import samples_problem
+    from tunebatch.report.why import samples_problem, warmup_aside
 
-    needed = needed_samples(profile)
-    problem = None if num_requests is None else samples_problem(needed, num_requests)
+    needed = needed_requests(profile, at_once)
+    problem = None if num_requests is None else samples_problem(needed, num_requests, at_once)
     if problem is None:
         return
     if trace:
         name, count = max(needed, key=lambda one: one[1])
         problem = (
-            f"{name} needs at least {count} requests to be told, and {trace} gives {num_requests}; "
+            f"{name} needs at least {count} requests to be told{warmup_aside(at_once)}, and {trace} gives "
+            f"{num_requests}; "
             "use a longer trace or a lower percentile"
         )
     raise CliError(problem)

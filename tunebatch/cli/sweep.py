@@ -152,9 +152,10 @@ def sweep(
     if dry_run:
         from tunebatch.cli import dry_run as plan
 
-        session = question.opened(asked, question.checked_spec(asked))
+        session = question.opened(asked, question.checked_spec(asked, call), call)
         asked, left_out = without_idle_features(asked, session.workload())
-        return plan.dry_run(asked, session, question.least_duration_s(session), left_out, json)
+        at_once = question.judged_at_once(asked, call)
+        return plan.dry_run(asked, session, question.least_duration_s(session), at_once, left_out, json)
     folder = resume or output.results_folder("sweep", out)
     if resume is None and sweep_folder.begun(folder):
         raise CliError(
@@ -184,7 +185,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     from tunebatch.tune.space import Space
     from tunebatch.tune.study import run_sweep
 
-    spec = question.checked_spec(asked)
+    spec = question.checked_spec(asked, call)
     # Not to be able to write the answer is no reason not to show it.
     unwritten: list[Exception] = []
 
@@ -196,7 +197,7 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
 
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
-        session = question.opened(asked, spec, progress)
+        session = question.opened(asked, spec, call, progress)
         asked, left_out = without_idle_features(asked, session.workload())
         search = asked.search
         notes = [*options.preset_notes(search.strategies), *left_out_lines(left_out)]

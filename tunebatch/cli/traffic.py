@@ -89,13 +89,18 @@ def checked_spec(profile: Profile) -> WorkloadSpec:
     return spec
 
 
-def needed_samples(profile: Profile) -> list[tuple[str, int]]:
-    """Requests that each limit's statistic needs, of which each gives one sample at most."""
+def needed_requests(profile: Profile, at_once: bool) -> list[tuple[str, int]]:
+    """Requests that each limit's statistic needs: each gives one sample at most, and in the warm-up none.
+
+    Args:
+        at_once: All requests come at once, so that there is no warm-up.
+    """
     from tunebatch.measure.limits import QUANTILES
     from tunebatch.measure.percentiles import samples_needed
+    from tunebatch.measure.warmup import requests_for
 
     return [
-        (limit.name, samples_needed(QUANTILES[limit.statistic]))
+        (limit.name, requests_for(samples_needed(QUANTILES[limit.statistic]), at_once))
         for limit in profile.slo
         if limit.statistic in QUANTILES
     ]
@@ -113,7 +118,7 @@ def _is_format(name: str, given: dict[str, Any]) -> None:
 
 def _enough(profile: Profile) -> int | None:
     """Requests for the SLO's percentiles, and some to spare for those without a second token."""
-    needed = max((count for _, count in needed_samples(profile)), default=None)
+    needed = max((count for _, count in needed_requests(profile, at_once=False)), default=None)
     return None if needed is None else -(-needed * 6 // 5)
 
 
