@@ -350,16 +350,17 @@ def test_ctrl_c_in_a_comparison_shows_what_there_is(tunebatch: Any, monkeypatch:
 
 
 @pytest.mark.parametrize("command", [["run"], ["compare"], ["sweep", "-p", "smoke"]])
-def test_a_place_that_cannot_be_written_is_told_before_measuring(
-    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]
+def test_a_place_that_cannot_be_written_is_told_before_loading(
+    tunebatch: Any, fake_model: list[str], monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    def measure(*args: Any, **rest: Any) -> None:
-        raise AssertionError("measured")
-
-    monkeypatch.setattr(Session, "measure", measure)
     Path("file").write_text("")
-    done = tunebatch(*command, "-o", "file/there")
-    assert done.code == 2 and "error: --out file/there: not a directory" in done.err
+    for out in ("file/there", "file"):
+        done = tunebatch(*command, "-o", out)
+        assert done.code == 2 and f"error: --out {out}: not a directory" in done.err
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    done = tunebatch(*command, "-o", "new/there")
+    assert done.code == 2 and "error: --out new/there: " in done.err and "is not writable" in done.err
+    assert fake_model == [] and not Path("new").exists()
 
 
 @pytest.mark.parametrize("command", [["run"], ["compare", "--strategy", "all"], QUICK_SWEEP])

@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+from tunebatch.cli.traffic import workload_spec
+from tunebatch.profile import load_profile
+from tunebatch.workload.prompts import RandomPrompts
+from tunebatch.workload.spec import build
+
 CASES = {
     "strategy": (["run", "contnuous"], ["unknown strategy 'contnuous'", "did you mean 'continuous'"]),
     "compared strategy": (["compare", "--strategy", "statik"], ["statik", "did you mean 'static'"]),
@@ -57,22 +62,45 @@ CASES = {
     "one result": (["compare", "a.json"], ["at least two"]),
     "no such result": (["compare", "a.json", "b.json"], ["could not read a.json"]),
     "mixed": (["compare", "a.json", "b.json", "--strategy", "all"], ["--strategy", "cannot be mixed"]),
-    "capacity of a closed loop": (["sweep", "-w", "offline"], ["no arrivals to scale"]),
+    "capacity without arrivals": (["sweep", "-w", "offline"], ["no arrivals to scale"]),
+    "rate without arrivals": (["run", "-w", "offline", "--rate", "3"], ["all at once", "'poisson'"]),
+    "no folder": (["compare", "-o", "/dev/null/there"], ["--out /dev/null/there: not a directory"]),
 }
+OF_THE_LOADER = {"model", "GPU"}  # which it refuses before it reads weights
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_one_line_and_exit_2(
-    tunebatch: Any, fake_model: list[str], case: tuple[list[str], list[str]]
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_and_exit_2_before_a_model_is_loaded(
+    tunebatch: Any, fake_model: list[str], case: str
 ) -> None:
-    arguments, told = case
+    arguments, told = CASES[case]
     done = tunebatch(*arguments)
     assert done.code == 2, done
     lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in done.err
     assert all(part in lines[0] for part in told), lines
-    assert done.out == ""
-    assert "same tokens" not in fake_model and not Path("results").exists()
+    assert done.out == "" and not Path("results").exists()
+    assert fake_model == [] or (case in OF_THE_LOADER and len(fake_model) == 1)
+
+
+@pytest.mark.parametrize("arrivals", ["closed", "burst", "burst of 200", "burst of 8", "bursts"])
+def test_traffic_without_a_rhythm_is_known_before_a_model_is_loaded(
+    tunebatch: Any, fake_model: list[str], arrivals: str
+) -> None:
+    """As the traffic itself says it once it is drawn."""
+    how = {
+        "closed": 'arrivals = "closed"\nconcurrency = 3',
+        "burst": 'arrivals = "burst"',
+        "burst of 200": 'arrivals = "burst"\nburst_size = 200\nrate_per_s = 2',
+        "burst of 8": 'arrivals = "burst"\nburst_size = 8',
+        "bursts": 'arrivals = "burst"\nburst_size = 8\nburst_gap_s = 1',
+    }[arrivals]
+    head = "[workload]\nprompt_tokens = 9\noutput_tokens = 4\nrequests = 100\n"
+    Path("mine.toml").write_text(f"{head}{how}\n")
+    done = tunebatch("run", "-p", "mine.toml", "--rate", "5", "-o", "here")
+    spec = workload_spec(load_profile("mine.toml", {}, {}))
+    rhythm = build(spec, RandomPrompts(99), 2048).unit_arrivals_s is not None
+    assert rhythm == (arrivals == "bursts") == (done.code == 0) == (fake_model != [])
 
 
 def test_a_delay_may_have_a_unit(tunebatch: Any) -> None:

@@ -103,7 +103,7 @@ def _measured(
     from tunebatch.cli import output
     from tunebatch.cli.session import Session
     from tunebatch.cli.shape_rules import check_shapes
-    from tunebatch.cli.traffic import checked_spec
+    from tunebatch.cli.traffic import checked_spec, refuse_rate
     from tunebatch.engine.plan import OutOfDeviceMemoryError
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import ResultError, write_result
@@ -115,7 +115,9 @@ def _measured(
     chosen = [within_slots(one, asked.device.max_slots) for one in defaults]
     check_shapes(asked, [one.name for one in chosen])
     spec = checked_spec(asked)
+    refuse_rate(rate, spec)
     folder = output.results_folder("compare", out)
+    output.check_folder(folder)
     traces = _trace_files(trace, [one.name for one in chosen])
     for file in traces.values():
         output.make_trace_folder(file)

@@ -55,7 +55,7 @@ def run(
     from tunebatch.cli import output
     from tunebatch.cli.session import Session
     from tunebatch.cli.shape_rules import check_shapes
-    from tunebatch.cli.traffic import checked_spec
+    from tunebatch.cli.traffic import checked_spec, refuse_rate
     from tunebatch.engine.knobs import MAX_BATCH_SIZE
     from tunebatch.engine.plan import OutOfDeviceMemoryError
     from tunebatch.engine.strategies import strategy as make_strategy
@@ -99,7 +99,9 @@ def run(
     options.check_slots(chosen, slots)
     check_shapes(asked, [chosen.name])
     spec = checked_spec(asked)
+    refuse_rate(rate, spec)
     folder = output.results_folder("run", out)
+    output.check_folder(folder)
     if trace is not None:
         output.make_trace_folder(trace)
     with Progress(output.stderr(), quiet or json) as progress:

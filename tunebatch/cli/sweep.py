@@ -131,10 +131,14 @@ def sweep(
         "baseline": baseline,
         "start_rate": rate,
     }
+    begun_with = None
     if resume is not None:
-        call = sweep_folder.resumed(resume, call)
+        begun_with, call = sweep_folder.resumed(resume, call)
     call["profile"] = call["profile"] or "quickstart"
     asked = load_profile(call["profile"], call["flags"], call["environment"])
+    if resume is not None and begun_with is not None:
+        before = load_profile(begun_with["profile"], begun_with["flags"], begun_with["environment"])
+        sweep_folder.refuse_other_question(resume, before, asked)
     if Path(asked.model.name).is_dir():
         call["flags"]["model"]["name"] = asked.model.name
     check_shapes(asked, [*asked.search.strategies, *asked.search.features])
@@ -161,6 +165,7 @@ def sweep(
         raise CliError(
             f"--out {folder}: holds a sweep; go on with --resume {folder}, or choose another folder"
         )
+    output.check_folder(folder)
     try:
         return _sweep(asked, call, folder, json, quiet)
     except Exception as error:
@@ -184,8 +189,11 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
     from tunebatch.report.progress import Progress
     from tunebatch.tune.space import Space
     from tunebatch.tune.study import run_sweep
+    from tunebatch.tune.sustained import least_duration_s
 
     spec = question.checked_spec(asked, call)
+    # What a longer run than this one takes is known with the model.
+    question.start_rate(asked, call, spec, least_duration_s(asked.slo, 0.0))
     # Not to be able to write the answer is no reason not to show it.
     unwritten: list[Exception] = []
 

@@ -98,12 +98,19 @@ def has_slo_of_other_traffic(asked: Profile, call: dict[str, Any]) -> bool:
 
 
 def checked_spec(asked: Profile, call: dict[str, Any]) -> WorkloadSpec:
-    """The traffic, once it is known to have requests enough for the SLO."""
+    """The traffic, once it is known to have requests enough for the SLO, and a rhythm where it needs one."""
     from tunebatch.cli.session import check_samples
 
-    spec = traffic.checked_spec(asked)
-    check_samples(asked, spec.num_requests, judged_at_once(asked, call))
+    at_once, spec = judged_at_once(asked, call), traffic.workload_spec(asked)
+    if asked.search.objective == "capacity" and not traffic.has_rhythm(spec):
+        raise _no_rhythm(spec.name)
+    check_samples(asked, spec.num_requests, at_once)
+    check_samples(asked, traffic.num_recorded(asked, spec), at_once, spec.name)
     return spec
+
+
+def _no_rhythm(name: str) -> CliError:
+    return CliError(f"workload {name} has no arrivals to scale, so no capacity: use --objective throughput")
 
 
 def opened(
@@ -115,8 +122,6 @@ def opened(
     session = Session.open(asked, spec, progress=progress)
     workload = session.workload()
     if asked.search.objective == "capacity" and workload.unit_arrivals_s is None:
-        raise CliError(
-            f"workload {workload.name} has no arrivals to scale, so no capacity: use --objective throughput"
-        )
+        raise _no_rhythm(workload.name)
     check_samples(asked, len(workload.requests), judged_at_once(asked, call), workload.name)
     return session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,17 +77,49 @@ def checked_spec(profile: Profile) -> WorkloadSpec:
     Raises:
         CliError: Of a broken trace it names the file, the line and what is wrong there.
     """
+    spec = workload_spec(profile)
+    num_recorded(profile, spec)
+    return spec
+
+
+def num_recorded(profile: Profile, spec: WorkloadSpec) -> int | None:
+    """Requests that the trace has for the description; None without a trace.
+
+    Raises:
+        CliError: See ``checked_spec``.
+    """
     from tunebatch.cli.tokenizer import text_to_ids
     from tunebatch.workload.recorded import recorded_rows
 
-    spec = workload_spec(profile)
     if spec.trace_file is None:
-        return spec
+        return None
     try:
-        recorded_rows(spec, text_to_ids(profile.model.name), spec.seed, notes=[])
+        return len(recorded_rows(spec, text_to_ids(profile.model.name), spec.seed, notes=[]))
     except ValueError as error:
         raise CliError(str(error)) from None
-    return spec
+
+
+def refuse_rate(rate: float | None, spec: WorkloadSpec) -> None:
+    """Refuses, before a model is loaded, a rate for traffic that has no rhythm to play at it.
+
+    Raises:
+        CliError: It comes in a closed loop, or all at once. Of a trace only its rows could tell.
+    """
+    if rate is not None and not has_rhythm(spec):
+        how = "in a closed loop" if spec.arrivals == "closed" else "all at once"
+        raise CliError(
+            f"--rate {rate:g}: the requests of {spec.name} come {how}; leave it out, or give them an arrival "
+            "process, with [workload] arrivals = 'poisson'"
+        )
+
+
+def has_rhythm(spec: WorkloadSpec) -> bool:
+    """Whether the traffic can be played at another rate; of a trace only its rows could tell."""
+    if spec.arrivals == "burst":
+        paced = spec.rate_per_s is not None or spec.burst_gap_s is not None
+        whole = spec.num_requests if spec.num_requests is not None else math.inf
+        return paced and spec.burst_size is not None and spec.burst_size < whole
+    return spec.arrivals != "closed"
 
 
 def needed_requests(profile: Profile, at_once: bool) -> list[tuple[str, int]]:
