@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tunebatch.cli import options
-from tunebatch.cli.errors import INFEASIBLE, NOT_COMPARABLE, CliError
+from tunebatch.cli.errors import INFEASIBLE, CliError
 
 if TYPE_CHECKING:
     from tunebatch.measure.result import RunResult
@@ -184,23 +184,13 @@ def _trace_files(trace: Path | None, names: list[str]) -> dict[str, Path]:
 
 
 def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
+    from tunebatch.cli.comparable import refuse_other_work
     from tunebatch.measure.result import read_result
-    from tunebatch.report.speculation import rates_text
 
     if len(paths) < 2:
         raise CliError(f"only {paths[0]} to compare; give at least two saved results")
     found = [read_result(path) for path in paths]
-    for path, result in zip(paths[1:], found[1:], strict=True):
-        for what, value in _identity(found[0]).items():
-            other = _identity(result)[what]
-            if other != value and not (what == "workload" and _differs_by_rate_only(found[0], result)):
-                difference = f"{what} {other!r}, not {value!r}"
-                if what == "workload":
-                    difference = f"another workload, {_traffic_difference(found[0], result)}"
-                raise CliError(f"{path} is not comparable with {paths[0]}: {difference}", NOT_COMPARABLE)
-    drawn = {rates_text(one.speculation.synthetic_acceptance) for one in found if one.speculation is not None}
-    if len(drawn) > 1:
-        raise CliError(f"not comparable: synthetic acceptance {' and '.join(sorted(drawn))}", NOT_COMPARABLE)
+    refuse_other_work(paths, found)
     marks = [chr(ord("A") + index) if len(paths) <= 26 else str(index + 1) for index in range(len(paths))]
     sources = [f"{mark}: {_source(path)}" for mark, path in zip(marks, paths, strict=True)]
     _show(list(zip(marks, found, strict=True)), json, quiet, sources)
@@ -209,44 +199,6 @@ def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
 def _source(path: Path) -> str:
     """What the user calls a saved result."""
     return str(path.parent if path.name == "result.json" and path.parent.name else path)
-
-
-def _identity(result: RunResult) -> dict[str, Any]:
-    """What must be the same, or a difference is not the strategy's."""
-    return {
-        "workload": result.workload.get("fingerprint"),
-        "model": result.model.get("name"),
-        "dtype": result.model.get("dtype"),
-        "processor": result.environment.get("cpu"),
-        "GPU": result.environment.get("gpu"),
-        "SLO": result.slo,
-    }
-
-
-def _differs_by_rate_only(first: RunResult, other: RunResult) -> bool:
-    """The same traffic, which came faster in one and so, to last as long, had more requests."""
-    one, two = first.workload, other.workload
-    rates = one.get("rate_per_s"), two.get("rate_per_s")
-    if None in rates or rates[0] == rates[1] or one.get("likeness") is None:
-        return False
-    return one["likeness"] == two.get("likeness") and one.get("seed") == two.get("seed")
-
-
-def _traffic_difference(first: RunResult, other: RunResult) -> str:
-    """What a user can make equal; fingerprints only tell that something differs."""
-    differing = []
-    for key, words in (("rate_per_s", "rate"), ("seed", "seed"), ("num_requests", "requests")):
-        one, two = first.workload.get(key), other.workload.get(key)
-        if one != two:
-            # Without a rate requests come all at once, or one after another's answer.
-            shown = ["none" if value is None else f"{value}" for value in (two, one)]
-            differing.append(f"{words} {shown[0]}, not {shown[1]}")
-    if differing:
-        return "; ".join(differing)
-    return (
-        "of the same rate, seed and number of requests, but other prompts, lengths or times: "
-        f"{other.workload.get('description')!r}, not {first.workload.get('description')!r}"
-    )
 
 
 def _show(

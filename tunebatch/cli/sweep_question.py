@@ -99,7 +99,7 @@ def has_slo_of_other_traffic(asked: Profile, call: dict[str, Any]) -> bool:
 
 def checked_spec(asked: Profile, call: dict[str, Any]) -> WorkloadSpec:
     """The traffic, once it is known to have requests enough for the SLO, and a rhythm where it needs one."""
-    from tunebatch.cli.session import check_samples
+    from tunebatch.cli.before_loading import check_samples
 
     at_once, spec = judged_at_once(asked, call), traffic.workload_spec(asked)
     if asked.search.objective == "capacity" and not traffic.has_rhythm(spec):
@@ -117,7 +117,8 @@ def opened(
     asked: Profile, spec: WorkloadSpec, call: dict[str, Any], progress: Progress | None = None
 ) -> Session:
     """The model with its traffic, once that is known to be fit for the search."""
-    from tunebatch.cli.session import Session, check_samples
+    from tunebatch.cli.before_loading import check_samples
+    from tunebatch.cli.session import Session
 
     session = Session.open(asked, spec, progress=progress)
     workload = session.workload()
