@@ -64,6 +64,11 @@ CASES = {
     "mixed": (["compare", "a.json", "b.json", "--strategy", "all"], ["--strategy", "cannot be mixed"]),
     "capacity without arrivals": (["sweep", "-w", "offline"], ["no arrivals to scale"]),
     "rate without arrivals": (["run", "-w", "offline", "--rate", "3"], ["all at once", "'poisson'"]),
+    "draft model": (
+        ["compare", "--strategy", "mixed+draft", "--draft", "./none"],
+        ["--draft ./none: no folder"],
+    ),
+    "no draft model": (["run", "mixed+draft", "-m", "./mine"], ["tokenizer of ./mine", "with +ngram"]),
     "no folder": (["compare", "-o", "/dev/null/there"], ["--out /dev/null/there: not a directory"]),
 }
 OF_THE_LOADER = {"model", "GPU"}  # which it refuses before it reads weights

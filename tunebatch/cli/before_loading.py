@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunebatch.cli.errors import CliError
@@ -41,7 +42,7 @@ def check_samples(profile: Profile, num_requests: int | None, at_once: bool, tra
 
 
 def check_draft(profile: Profile, strategies: Iterable[str], features: Iterable[str] = ()) -> None:
-    """Refuses drafting with a model that there is not.
+    """Refuses a draft model that is not there, and drafting without one.
 
     Args:
         features: Those that a search adds.
@@ -50,6 +51,13 @@ def check_draft(profile: Profile, strategies: Iterable[str], features: Iterable[
         CliError: See there.
     """
     model = profile.model
+    folder = Path(model.draft).expanduser()
+    is_local = folder.is_absolute() or model.draft.startswith((".", "~"))
+    if is_local and not (folder / "config.json").is_file():
+        raise CliError(
+            f"--draft {model.draft}: no folder with the config.json of a Hugging Face model; give a local "
+            "path, a hub id (owner/name) or a named shape"
+        )
     if model.draft != "auto" or model.name == "bundled":
         return
     lacks = f"needs a draft model with the tokenizer of {model.name}: name it with --draft; or"

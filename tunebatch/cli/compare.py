@@ -101,6 +101,7 @@ def _measured(
 ) -> int:
     """Measures strategy after strategy; shows what there is, whatever ends it."""
     from tunebatch.cli import output
+    from tunebatch.cli.before_loading import check_draft
     from tunebatch.cli.session import Session
     from tunebatch.cli.shape_rules import check_shapes
     from tunebatch.cli.traffic import checked_spec, refuse_rate
@@ -114,6 +115,7 @@ def _measured(
     defaults = [make_strategy(name) for name in asked.search.strategies]
     chosen = [within_slots(one, asked.device.max_slots) for one in defaults]
     check_shapes(asked, [one.name for one in chosen])
+    check_draft(asked, [one.name for one in chosen])
     spec = checked_spec(asked)
     refuse_rate(rate, spec)
     folder = output.results_folder("compare", out)

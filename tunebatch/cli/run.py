@@ -61,6 +61,7 @@ def run(
 ) -> int:
     """Measure one strategy with its knobs on one workload."""
     from tunebatch.cli import output
+    from tunebatch.cli.before_loading import check_draft
     from tunebatch.cli.session import Session
     from tunebatch.cli.shape_rules import check_shapes
     from tunebatch.cli.traffic import checked_spec, refuse_rate
@@ -98,6 +99,7 @@ def run(
         notes.append(f"max_batch_size {slots} instead of the default, as there are {slots} batch slots")
     options.check_slots(chosen, slots)
     check_shapes(asked, [chosen.name])
+    check_draft(asked, [chosen.name])
     spec = checked_spec(asked)
     refuse_rate(rate, spec)
     folder = output.results_folder("run", out)
