@@ -163,6 +163,9 @@ def test_warmup_counts_for_rates_but_not_for_latencies() -> None:
     same = ("num_requests", "duration_s", "request_throughput", "output_throughput", "request_goodput")
     same += ("cancelled", "hung_up", "ttft_growth_s", "where")
     assert all(getattr(every, name) == getattr(without, name) for name in same)
+    records[10] = request(10, 10.0, [], reason=EndReason.CANCELLED, end_s=11.0)
+    judged = summarize(run(records), slo, num_warmup=2).judged_ttft
+    assert judged is not None and (judged.count, judged.max_s) == (18, math.nextafter(1.0, 2.0))
 
 
 def test_who_hung_up_waited_at_least_so_long() -> None:
