@@ -93,8 +93,10 @@ def test_what_binds_is_told_where_it_has_room(make_row: Any, width: int, num_tab
 
 def test_the_greatest_shortage_is_told() -> None:
     needed = [("p90_ttft", 64), ("p99_tpot", 662)]
-    assert samples_problem(needed, 700) is None
-    assert "p99_tpot needs at least 662 requests" in str(samples_problem(needed, 40))
+    assert samples_problem(needed, 700, at_once=True) is None
+    problem = "p99_tpot needs at least 662 requests to be told, the workload has 40; use --requests 662"
+    assert str(samples_problem(needed, 40, at_once=True)).startswith(problem)
+    assert "(of which the first 10 % are warm-up)" in str(samples_problem(needed, 40, at_once=False))
 
 
 @pytest.mark.parametrize(

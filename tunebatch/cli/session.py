@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tunebatch.cli.before_loading import check_draft
 from tunebatch.cli.errors import CliError
-from tunebatch.cli.traffic import has_own_schedule, needed_samples
+from tunebatch.cli.traffic import has_own_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from tunebatch.engine.clock import Clock
     from tunebatch.engine.strategies import Strategy
@@ -22,52 +23,6 @@ if TYPE_CHECKING:
 
 _ROUND_REQUESTS = 32  # so that neighbouring rates share a workload
 _KEPT_WORKLOADS = 8
-
-
-def check_samples(profile: Profile, num_requests: int | None, trace: str = "") -> None:
-    """Refuses what could never be judged.
-
-    Args:
-        num_requests: None where only the trace knows.
-        trace: The trace that has no more of them, if it was read.
-
-    Raises:
-        CliError: A percentile needs more requests than there are.
-    """
-    from tunebatch.report.why import samples_problem
-
-    needed = needed_samples(profile)
-    problem = None if num_requests is None else samples_problem(needed, num_requests)
-    if problem is None:
-        return
-    if trace:
-        name, count = max(needed, key=lambda one: one[1])
-        problem = (
-            f"{name} needs at least {count} requests to be told, and {trace} gives {num_requests}; "
-            "use a longer trace or a lower percentile"
-        )
-    raise CliError(problem)
-
-
-def check_draft(profile: Profile, strategies: Iterable[str], features: Iterable[str] = ()) -> None:
-    """Refuses drafting with a model that there is not.
-
-    Args:
-        features: Those that a search adds.
-
-    Raises:
-        CliError: See there.
-    """
-    model = profile.model
-    if model.draft != "auto" or model.name == "bundled":
-        return
-    lacks = f"needs a draft model with the tokenizer of {model.name}: name it with --draft; or"
-    for name in strategies:
-        if "draft" in name.split("+"):
-            raise CliError(f"strategy {name} {lacks} draft without one, with +ngram")
-    if "draft" in features:
-        others = [feature for feature in features if feature != "draft"]
-        raise CliError(f"feature draft {lacks} leave it out, with --features {','.join(others) or 'none'}")
 
 
 @dataclass

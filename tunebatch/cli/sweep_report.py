@@ -9,6 +9,7 @@ from tunebatch.cli.sweep_margin import is_recorded, margin_lines, unsure
 from tunebatch.cli.sweep_words import found_text, missed_text, short_text, strategy_text, unit_of
 from tunebatch.engine.knobs import MAX_BATCH_SIZE
 from tunebatch.measure.telemetry.cautions import NOISY_SHARE
+from tunebatch.report.conditions import common_conditions
 from tunebatch.report.device import caution_lines
 from tunebatch.report.rows import Row, clock_time, knobs_text, number
 from tunebatch.report.screen import print_rows
@@ -178,6 +179,7 @@ def print_outcome(
             headline=line,
             winner=winner_row(outcome, rows),
             rate_name=name,
+            notes=common_conditions(row.result.conditions for row in rows),
             ascii_only=ascii_only,
             quiet=quiet,
         )
