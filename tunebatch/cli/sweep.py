@@ -91,6 +91,7 @@ def sweep(
         bool, typer.Option("--dry-run", help="Say what would be measured, and about how long it takes.")
     ] = False,
     out: options.Out = None,
+    telemetry: options.Telemetry = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -161,7 +162,7 @@ def sweep(
             f"--out {folder}: holds a sweep; go on with --resume {folder}, or choose another folder"
         )
     try:
-        return _sweep(asked, call, folder, json, quiet)
+        return _sweep(asked, call, folder, telemetry, json, quiet)
     except Exception as error:
         if disk_is_full(error) and sweep_folder.begun(folder):
             raise CliError(
@@ -172,7 +173,9 @@ def sweep(
         raise
 
 
-def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet: bool) -> int:
+def _sweep(
+    asked: Profile, call: dict[str, Any], folder: Path, telemetry: bool, json: bool, quiet: bool
+) -> int:
     from tunebatch.cli import output
     from tunebatch.cli.feature_choice import left_out_lines, without_idle_features
     from tunebatch.cli.predicted_time import about, least_time_s, runs_at, too_short
@@ -207,6 +210,9 @@ def _sweep(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
         space = Space(search.strategies, features=search.features)
         served = [space.default(name) for base in space.names for name in space.variants(base)]
         progress.note(session.check_tokens(served))
+        if telemetry:
+            progress.status("measuring matrix products and copies")
+            session.measure_ceilings()
         output.make_folder(folder)
         needed_s = 0.0
 
