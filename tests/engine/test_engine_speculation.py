@@ -200,7 +200,7 @@ def test_a_large_batch_whose_drafts_do_not_pay_loses_little_by_trying() -> None:
 
 def test_nothing_is_told_before_both_kinds_of_steps_were_measured() -> None:
     auto = Auto(8)
-    for _ in range(100):
+    for _ in range(30):
         depth = auto.choose(8)
         auto.took(8, depth, 1.0)
     assert auto.table() == []

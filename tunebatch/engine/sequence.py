@@ -95,6 +95,8 @@ class Sequence:
         end = start + count
         if end <= len(prompt):
             return list(prompt[start:end])
+        if start >= len(prompt):
+            return self.output[start - len(prompt) : end - len(prompt)]
         return [*prompt[start:], *self.output[max(0, start - len(prompt)) : end - len(prompt)]]
 
     def block_tokens(self, count: int, block_size: int) -> list[bytes]:

@@ -10,11 +10,11 @@ from typing import Protocol
 # Batches of like size share what was measured: 1, 2-3, 4-7, 8-15, ...
 _RECENT = 16  # steps whose mean is what a depth costs now; contexts grow
 _OUTLIER = 3.0  # times the median, as which any longer step counts
-_FIRST_DEPTH = 5  # that is tried first
+_FIRST_DEPTH = 5  # that is tried first, with one sequence; one less for each doubling of the batch
 _COLD = 4  # steps of a run that are not measured: caches, clocks and kernels settle
 _RUN = 3  # steps of a try; a kind's first step is not measured
 # Plain steps before drafts are tried: the larger the batch, the less drafts promise and the more a try costs.
-_LEAST_PLAIN, _PLAIN_PER_SEQUENCE, _MOST_PLAIN = 8, 16, 128
+_LEAST_PLAIN, _PLAIN_PER_SEQUENCE, _MOST_PLAIN = 8, 8, 32
 _LOOK_SHARE = 0.01  # of the time may be lost by trying again what is thought to be worse
 _LOOK_AGAIN = 32  # steps at least from one such try to the next
 # Times the tokens per second of plain steps: what drafts must promise to begin, and to go on. No step
@@ -144,7 +144,7 @@ class Auto:
         self._given = 1.0  # tokens per sequence of the last step
         self._is_try = False
         self._try_depth = self._try_left = 0
-        self._tried: set[int] = set()
+        self._tried: set[bool] = set()  # which kinds of steps: plain ones, and those with drafts
         self._num_tries = self._num_steps = 0
         self._since_try = 0
         self._took_s = self._lost_s = 0.0
@@ -155,10 +155,10 @@ class Auto:
         bucket.smallest, bucket.largest = min(bucket.smallest, batch), max(bucket.largest, batch)
         self._given = 1.0
         self._since_try += 1
-        if self._try_left == 0 and (depth := self._to_try(bucket)) is not None:
+        if self._try_left == 0 and (depth := self._to_try(bucket, batch)) is not None:
             self._try_depth, self._since_try = depth, 0
             self._try_left = _RUN if self._tried else _first_run(batch)
-            self._tried.add(depth)
+            self._tried.add(depth > 0)
         self._is_try = self._try_left > 0
         if self._is_try:
             self._try_left -= 1
@@ -177,12 +177,12 @@ class Auto:
         if not is_first and self._num_steps > _COLD:
             bucket.add(depth, duration_s)
 
-    def _to_try(self, bucket: _Bucket) -> int | None:
+    def _to_try(self, bucket: _Bucket, batch: int) -> int | None:
         """A depth to try for some steps, if it is time to."""
         is_time = self._since_try >= _LOOK_AGAIN
         if not self._known():
-            kinds = (0, min(_FIRST_DEPTH, self._most))
-            untried = next((depth for depth in kinds if depth not in self._tried), None)
+            kinds = (0, min(max(_FIRST_DEPTH + 1 - batch.bit_length(), 1), self._most))
+            untried = next((depth for depth in kinds if (depth > 0) not in self._tried), None)
             return kinds[0 in bucket.means_s] if untried is None and is_time else untried
         if bucket.drafts and 0 not in bucket.means_s and bucket.visits % _LEAST_PLAIN == 0:
             return 0

@@ -46,9 +46,9 @@ class NGram:
             found = before = at + size
         if found < 0:
             return ()
-        ahead = [ord(char) - _OFFSET for char in text[found : found + count]]
+        ahead = sequence.token_ids(found, min(count, end - found))
         # What ends before so many tokens is a loop, which may go round again.
-        return (ahead * -(-count // len(ahead)))[:count]
+        return ahead if len(ahead) == count else (ahead * -(-count // len(ahead)))[:count]
 
 
 def _text(sequence: Sequence) -> str:
@@ -57,7 +57,9 @@ def _text(sequence: Sequence) -> str:
     if text is None:
         text = _characters(sequence.request.packed)
     known = len(text) - len(sequence.request.prompt)
-    sequence.text = text = text + "".join([chr(token + _OFFSET) for token in sequence.output[known:]])
+    new = sequence.output[known:]
+    text += chr(new[0] + _OFFSET) if len(new) == 1 else "".join([chr(token + _OFFSET) for token in new])
+    sequence.text = text
     return text
 
 
