@@ -50,6 +50,7 @@ def compare(
     seed: options.Seed = None,
     out: options.Out = None,
     trace: options.Trace = None,
+    telemetry: options.Telemetry = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -69,6 +70,7 @@ def compare(
             "--seed": seed,
             "--out": out,
             "--trace": trace,
+            "--telemetry": telemetry or None,
         }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
@@ -93,11 +95,17 @@ def compare(
             search={"strategies": strategy or None},
         ),
     )
-    return _measured(asked, rate, out, trace, json, quiet)
+    return _measured(asked, rate, out, trace, telemetry, json, quiet)
 
 
 def _measured(
-    asked: Profile, rate: float | None, out: Path | None, trace: Path | None, json: bool, quiet: bool
+    asked: Profile,
+    rate: float | None,
+    out: Path | None,
+    trace: Path | None,
+    telemetry: bool,
+    json: bool,
+    quiet: bool,
 ) -> int:
     """Measures strategy after strategy; shows what there is, whatever ends it."""
     from tunebatch.cli import output
@@ -138,6 +146,9 @@ def _measured(
         if chosen != defaults:
             slots = asked.device.max_slots
             progress.note(f"max_batch_size {slots} instead of the default, as there are {slots} batch slots")
+        if telemetry:
+            progress.status("measuring matrix products and copies")
+            session.measure_ceilings()
         output.make_folder(folder)
         try:
             for index, one in enumerate(chosen, 1):

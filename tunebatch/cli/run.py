@@ -47,13 +47,7 @@ def run(
     clock: Annotated[
         str, typer.Option(metavar="CLOCK", help="replay skips idle gaps; wall waits through them.")
     ] = "replay",
-    telemetry: Annotated[
-        bool,
-        typer.Option(
-            "--telemetry",
-            help="Measure first what the device can do, and tell how much of it the run used (MFU, MBU).",
-        ),
-    ] = False,
+    telemetry: options.Telemetry = False,
     out: options.Out = None,
     trace: options.Trace = None,
     json: options.Json = False,

@@ -80,6 +80,7 @@ def sweep(
         bool, typer.Option("--dry-run", help="Say what would be measured, and about how long it takes.")
     ] = False,
     out: options.Out = None,
+    telemetry: options.Telemetry = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -135,7 +136,7 @@ def sweep(
         )
     output.check_folder(folder)
     try:
-        return search(asked, call, folder, json, quiet)
+        return search(asked, call, folder, telemetry, json, quiet)
     except Exception as error:
         if disk_is_full(error) and sweep_folder.begun(folder):
             raise CliError(

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from tunebatch.tune.facts import SweepOutcome
 
 
-def search(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet: bool) -> int:
+def search(
+    asked: Profile, call: dict[str, Any], folder: Path, telemetry: bool, json: bool, quiet: bool
+) -> int:
     """Loads the model, searches, writes and shows; the exit code.
 
     Args:
         call: What the sweep was called with, as its folder keeps it.
+        telemetry: Measure the ceilings of the machine first.
     """
     from tunebatch.cli import output
     from tunebatch.cli.feature_choice import without_idle_features
@@ -50,6 +53,9 @@ def search(asked: Profile, call: dict[str, Any], folder: Path, json: bool, quiet
         least_s = question.least_duration_s(session)
         start_rate = question.start_rate(asked, call, spec, least_s)
         _say_what_is_served(session, asked, left_out, progress)
+        if telemetry:
+            progress.status("measuring matrix products and copies")
+            session.measure_ceilings()
         output.make_folder(folder)
         needed = _Needed(session, asked, least_s, progress)
         outcome = _searched(session, asked, call, folder, start_rate, needed, progress, keep)
