@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from scipy.stats import chisquare
 from test_execute_tokens import ARCHITECTURES, executor, network, with_knobs
 from tiny_models import BLOCK_SIZE, tiny
 
+from tunebatch.engine import assemble
 from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import ReplayClock
 from tunebatch.engine.records import EndReason, RunRecord
@@ -132,6 +134,23 @@ def small_draft() -> DraftModel:
     return DraftModel(serve(network, name="draft", block_size=BLOCK_SIZE, num_blocks=512, max_slots=64))
 
 
+class Changing:
+    """Another depth in every step, down to none, as automatic ones may be; whatever steps take."""
+
+    def __init__(self) -> None:
+        self._depths = itertools.cycle((3, 0, 1, 4, 2))
+
+    def choose(self, batch: int) -> int:
+        return next(self._depths)
+
+    def took(self, batch: int, depth: int, duration_s: float) -> None: ...
+
+    def verified(self, depth: int, batch: int, accepted: list[int]) -> None: ...
+
+    def table(self) -> list[tuple[int, int, int]]:
+        return []
+
+
 @pytest.mark.parametrize(
     ("drafter", "num_drafts"),
     [
@@ -140,8 +159,11 @@ def small_draft() -> DraftModel:
         ("model", 0),
     ],
 )
-def test_sampled_tokens_have_the_targets_distribution_with_drafts(drafter: str, num_drafts: int) -> None:
+def test_sampled_tokens_have_the_targets_distribution_with_drafts(
+    drafter: str, num_drafts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On seven words, whatever is drafted: the third token of many answers against what it should be."""
+    monkeypatch.setattr(assemble, "Auto", Changing)
     model = seven_words(8.0)
     served = serve(model, name="tiny", block_size=BLOCK_SIZE, num_blocks=512, max_slots=64)
     served.drafter = small_draft() if drafter == "model" else Skewed()
