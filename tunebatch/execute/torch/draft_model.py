@@ -12,7 +12,8 @@ from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.speculation.drafter import Wanted
 from tunebatch.execute.torch.attention.base import StepContext
 from tunebatch.execute.torch.executor import TorchExecutor
-from tunebatch.execute.torch.load import DRAFT_DTYPE, ModelError, load_executor
+from tunebatch.execute.torch.load import DRAFT_DTYPE, load_executor
+from tunebatch.execute.torch.model_error import ModelError
 from tunebatch.execute.torch.sampler import highest
 from tunebatch.execute.torch.slots import Ints
 from tunebatch.models import bundled_draft

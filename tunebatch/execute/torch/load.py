@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tunebatch.execute.torch import selfcheck
+from tunebatch.execute.torch import bounds, selfcheck
 from tunebatch.execute.torch.attention import choose_backend
 from tunebatch.execute.torch.attention.base import attention_forward
+from tunebatch.execute.torch.checkpoint import locate, read_config, read_network
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
+from tunebatch.execute.torch.model_error import ModelError
 from tunebatch.execute.torch.random_weights import random_network
-from tunebatch.execute.torch.room import room_bytes
-from tunebatch.measure.kv_room import blocks_of_slots, cpu_kv_bytes
+from tunebatch.execute.torch.room import blocks_that_fit, room_bytes
 from tunebatch.measure.shape_room import Need, dtype_of, need, why_too_large
-from tunebatch.models.hub import hub_answers, silence_told
-from tunebatch.models.named_shape import named_shape, nearest_shape
+from tunebatch.models.hub import hub_answers
+from tunebatch.models.named_shape import named_shape
 from tunebatch.models.unservable import why_unservable
 
 ATTENTION_NAME = "tunebatch"
 # Half the bytes make a draft step cheaper, and what it rounds costs no token.
 DRAFT_DTYPE = "bfloat16"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class ModelError(ValueError):
-    """A model that cannot be served, and why; one line for the user."""
 
 
 def load_executor(
@@ -86,11 +79,11 @@ def load_executor(
             beside=need(drafts.sizes, DRAFT_DTYPE) if drafts is not None else None,
         )
     torch_dtype = DTYPES.get(dtype, torch.float32 if on == "cpu" else "auto")
-    path, shown = _locate(model)
+    path, shown = locate(model)
     silent_hub = not Path(path).is_dir() and not hub_answers()
-    config = _config(path, shown, silent_hub)
+    config = read_config(path, shown, silent_hub)
     refuse_unservable(config, shown)
-    network = _network(path, shown, torch_dtype, silent_hub).to(on).eval()
+    network = read_network(path, shown, torch_dtype, silent_hub).to(on).eval()
     return serve(
         network,
         name=shown,
@@ -123,7 +116,7 @@ def serve(
     """
     config = network.config.get_text_config()
     device = next(network.parameters()).device
-    max_context, window = _max_context(config), _window(config)
+    max_context, window = bounds.max_context(config), bounds.window(config)
     bound: dict[str, Any] = {}
     if window is not None and window > selfcheck.LONGEST_WINDOW:
         # What lies beyond could not be checked, and some architectures window by the mask alone.
@@ -159,7 +152,7 @@ def serve(
             block_size=block_size,
             max_slots=max(max_slots, len(texts)),
             max_context=max_context,
-            eos_token_ids=_eos(network),
+            eos_token_ids=bounds.eos_tokens(network),
             model_info=facts,
         )
 
@@ -167,7 +160,7 @@ def serve(
     error = _self_check(probe, texts, expected, name)
     facts["self_check_error"] = error
     facts["kv_bytes_per_token"] = probe.cache.bytes_per_token
-    blocks = num_blocks or _blocks_that_fit(probe, max_slots, utilization, beside)
+    blocks = num_blocks or blocks_that_fit(probe, max_slots, utilization, beside)
     facts["num_blocks"], facts["block_size"] = blocks, block_size
     return executor(blocks)
 
@@ -214,72 +207,6 @@ def _device(device: str) -> str:
     return device
 
 
-def _locate(model: str) -> tuple[str, str]:
-    if model == "bundled":
-        from tunebatch.models import bundled_target
-
-        return str(bundled_target()), "bundled"
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{model}: no config.json in this folder; is it a Hugging Face model?")
-        return str(path), path.name
-    if path.is_absolute() or model.startswith((".", "~")):
-        raise ModelError(
-            f"{model}: no such folder; give a local path, a hub id (owner/name), 'bundled' or a named shape"
-        )
-    if model.count("/") != 1:
-        raise ModelError(
-            f"{model}: no such folder or named shape; did you mean {nearest_shape(model)!r}? A local path, a "
-            "hub id (owner/name) or 'bundled' will do too"
-        )
-    return model, model
-
-
-def _config(path: str, name: str, silent_hub: bool) -> Any:
-    from transformers import AutoConfig
-
-    with _one_line(name, silent_hub):
-        return AutoConfig.from_pretrained(path, local_files_only=silent_hub)
-
-
-def _network(path: str, name: str, dtype: Any, silent_hub: bool) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with _one_line(name, silent_hub):
-        return AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            use_safetensors=True,
-            attn_implementation="eager",
-            local_files_only=silent_hub,
-        )
-
-
-class _one_line(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a statement
-    """Turn what transformers says about a model it cannot load into one line."""
-
-    def __init__(self, name: str, silent_hub: bool) -> None:
-        self._name = name
-        self._silent_hub = silent_hub
-        self._silence = contextlib.redirect_stderr(io.StringIO())
-
-    def __enter__(self) -> None:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        for library in ("transformers", "huggingface_hub"):  # which tells of each try to reach the hub
-            logging.getLogger(library).setLevel(logging.ERROR)
-        self._silence.__enter__()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._silence.__exit__(kind, error, trace)
-        # Not only OSError: safetensors, tokenizers and model code each raise classes of their own.
-        if isinstance(error, Exception):
-            if self._silent_hub:
-                raise ModelError(silence_told(self._name)) from error
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{self._name}: cannot be loaded: {first}") from error
-
-
 def _switch_attention(network: Any, name: str) -> None:
     from transformers import AttentionInterface
 
@@ -287,45 +214,3 @@ def _switch_attention(network: Any, name: str) -> None:
     network.set_attn_implementation(ATTENTION_NAME)
     if network.config._attn_implementation != ATTENTION_NAME:
         raise ModelError(f"{name}: {network.config.model_type} does not take a custom attention function")
-
-
-def _max_context(config: Any) -> int:
-    limit: Any = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 2048)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if isinstance(rope, dict) and rope.get("rope_type") in ("longrope", "dynamic"):
-        # These change their frequencies with the longest position in the batch, so that a request's
-        # tokens would depend on its neighbours; below this length they do not.
-        limit = min(limit, int(rope.get("original_max_position_embeddings", limit)))
-    return int(limit)
-
-
-def _window(config: Any) -> int | None:
-    """How far back tokens see, if less than the context; the shortest window where layers differ."""
-    found = [
-        getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")
-    ]
-    windows = [int(window) for window in found if isinstance(window, int) and window > 0]
-    return min(windows) if windows and getattr(config, "use_sliding_window", True) else None
-
-
-def _eos(network: Any) -> frozenset[int]:
-    eos = getattr(network.generation_config, "eos_token_id", None)
-    if eos is None:
-        eos = network.config.get_text_config().eos_token_id
-    return frozenset([eos] if isinstance(eos, int) else eos or ())
-
-
-def _blocks_that_fit(probe: TorchExecutor, max_slots: int, utilization: float, beside: Need | None) -> int:
-    """As many blocks as all slots could fill, within the memory that is there."""
-    wanted = blocks_of_slots(max_slots, probe.max_context, probe.block_size)
-    room = room_bytes(probe.device.type, utilization)
-    per_token = probe.cache.bytes_per_token
-    if probe.device.type == "cpu":
-        room = cpu_kv_bytes(room, per_token * probe.max_context)
-    if beside is not None:
-        room -= beside.weight_bytes + beside.step_bytes if probe.device.type == "cuda" else 0
-        per_token += beside.kv_bytes_per_token
-    per_block = max(1, per_token * probe.block_size)
-    if room < per_block:
-        raise ModelError("no memory is left for a KV cache after the weights; use a smaller model")
-    return min(wanted, room // per_block)
