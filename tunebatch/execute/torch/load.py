@@ -13,6 +13,7 @@ from tunebatch.execute.torch.attention.base import attention_forward
 from tunebatch.execute.torch.checkpoint import locate, read_config, read_network
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
+from tunebatch.execute.torch.merged import take_apart, watched
 from tunebatch.execute.torch.model_error import ModelError
 from tunebatch.execute.torch.random_weights import random_network
 from tunebatch.execute.torch.room import blocks_that_fit, room_bytes
@@ -124,14 +125,16 @@ def serve(
             bound = {"context_bound_by_window": [window, max_context]}
         max_context, window = min(max_context, window), None
     texts = selfcheck.prompts(config.vocab_size, max_context, window)
-    expected = selfcheck.own_logits(network, texts)
+    take_apart(network)
+    with watched(network) as mergeable:
+        expected = selfcheck.own_logits(network, texts)
     _switch_attention(network, name)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     try:
         attention = choose_backend(backend, device.type, network.dtype, head_dim, block_size)
     except ValueError as refusal:
         raise ModelError(str(refusal)) from None
-    forward_name, forward = choose_forward(network, attention, max_context)
+    forward_facts, forward = choose_forward(network, attention, max_context, mergeable)
     facts: dict[str, Any] = {
         "name": name,
         "architecture": type(network).__name__,
@@ -139,7 +142,7 @@ def serve(
         "dtype": str(network.dtype).removeprefix("torch."),
         "device": device.type,
         "attention_backend": attention.name,
-        "forward": forward_name,
+        **forward_facts,
         **bound,
     }
 
@@ -157,7 +160,14 @@ def serve(
         )
 
     probe = executor(sum(-(-(len(text) + 1) // block_size) for text in texts))
-    error = _self_check(probe, texts, expected, name)
+    try:
+        error = _self_check(probe, texts, expected, name)
+    except ModelError:
+        if not facts.get("merged_projections"):
+            raise
+        take_apart(network)
+        facts["merged_projections"] = 0
+        error = _self_check(probe, texts, expected, name)
     facts["self_check_error"] = error
     facts["kv_bytes_per_token"] = probe.cache.bytes_per_token
     blocks = num_blocks or blocks_that_fit(probe, max_slots, utilization, beside)
