@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from tunebatch.execute.torch import bounds, selfcheck
-from tunebatch.execute.torch.attention import choose_backend
-from tunebatch.execute.torch.attention.base import attention_forward
+from tunebatch.execute.torch.attention import choose_backend, choose_for_gpu
+from tunebatch.execute.torch.attention.asked import asked_by
+from tunebatch.execute.torch.attention.base import AttentionBackend, attention_forward
+from tunebatch.execute.torch.attention.choice import OPTIONAL
 from tunebatch.execute.torch.checkpoint import locate, read_config, read_network
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
@@ -129,11 +131,7 @@ def serve(
     with watched(network) as mergeable:
         expected = selfcheck.own_logits(network, texts)
     _switch_attention(network, name)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    try:
-        attention = choose_backend(backend, device.type, network.dtype, head_dim, block_size)
-    except ValueError as refusal:
-        raise ModelError(str(refusal)) from None
+    attention, attention_facts = _attention(backend, network, block_size, name)
     forward_facts, forward = choose_forward(network, attention, max_context, mergeable)
     facts: dict[str, Any] = {
         "name": name,
@@ -142,6 +140,7 @@ def serve(
         "dtype": str(network.dtype).removeprefix("torch."),
         "device": device.type,
         "attention_backend": attention.name,
+        **attention_facts,
         **forward_facts,
         **bound,
     }
@@ -190,6 +189,27 @@ def refuse_unservable(config: Any, name: str) -> None:
         raise ModelError(f"{name}: {why}")
 
 
+def _attention(
+    backend: str, network: Any, block_size: int, name: str
+) -> tuple[AttentionBackend, dict[str, Any]]:
+    """The backend asked for, or the fastest that can serve the model, and what was measured to find it."""
+    config, device = network.config.get_text_config(), network.device
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    try:
+        if device.type == "cuda" and backend in ("auto", *OPTIONAL):
+            capability = torch.cuda.get_device_capability(device)
+            return choose_for_gpu(backend, asked_by(network), block_size, device, capability)
+        return choose_backend(backend, device.type, network.dtype, head_dim, block_size), {}
+    except ValueError as refusal:
+        raise ModelError(str(refusal)) from None
+    except (RuntimeError, TypeError, KeyError, AttributeError) as failure:
+        raise _unpaged(network, name, failure) from failure
+
+
+def _unpaged(network: Any, name: str, failure: Exception) -> ModelError:
+    return ModelError(f"{name}: {network.config.model_type} cannot run on a paged KV cache: {failure}")
+
+
 def _self_check(
     probe: TorchExecutor, texts: list[list[int]], expected: list[torch.Tensor], name: str
 ) -> float:
@@ -197,7 +217,7 @@ def _self_check(
     try:
         error = selfcheck.worst_error(probe, texts, expected)
     except (RuntimeError, TypeError, KeyError, AttributeError) as failure:
-        raise ModelError(f"{name}: {kind} cannot run on a paged KV cache: {failure}") from failure
+        raise _unpaged(probe.model, name, failure) from failure
     tolerance = selfcheck.TOLERANCE[probe.model.dtype]
     if not error <= tolerance:
         raise ModelError(
