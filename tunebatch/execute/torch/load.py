@@ -17,6 +17,7 @@ from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
 from tunebatch.execute.torch.merged import take_apart, watched
 from tunebatch.execute.torch.model_error import ModelError
+from tunebatch.execute.torch.peak_step import CudaMemory, DeviceMemory
 from tunebatch.execute.torch.random_weights import random_network
 from tunebatch.execute.torch.room import blocks_that_fit, room_bytes
 from tunebatch.measure.shape_room import Need, dtype_of, need, why_too_large
@@ -108,17 +109,21 @@ def serve(
     max_slots: int = 64,
     utilization: float = 0.9,
     beside: Need | None = None,
+    memory: DeviceMemory | None = None,
 ) -> TorchExecutor:
     """An executor for a loaded transformers model; checks it against its own forward.
 
     Args:
         beside: Of a draft model that will have as many KV blocks.
+        memory: What the KV cache finds room in; by default a GPU's own, or on a CPU a share of what is free.
 
     Raises:
         ModelError: The paged model does not compute what the model computes.
     """
     config = network.config.get_text_config()
     device = next(network.parameters()).device
+    if memory is None and device.type == "cuda":
+        memory = CudaMemory()
     max_context, window = bounds.max_context(config), bounds.window(config)
     bound: dict[str, Any] = {}
     if window is not None and window > selfcheck.LONGEST_WINDOW:
@@ -169,7 +174,10 @@ def serve(
         error = _self_check(probe, texts, expected, name)
     facts["self_check_error"] = error
     facts["kv_bytes_per_token"] = probe.cache.bytes_per_token
-    blocks = num_blocks or blocks_that_fit(probe, max_slots, utilization, beside)
+    blocks = num_blocks
+    if blocks is None:
+        blocks, peak = blocks_that_fit(probe, executor, utilization, beside, memory)
+        facts |= peak
     facts["num_blocks"], facts["block_size"] = blocks, block_size
     return executor(blocks)
 
