@@ -85,6 +85,14 @@ Backend = Annotated[
         show_default=False,
     ),
 ]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile",
+        help="Send the model's own code through torch.compile, which takes minutes for large models.",
+        show_default=False,
+    ),
+]
 WorkloadName = Annotated[
     str | None,
     typer.Option(
@@ -164,6 +172,7 @@ def overrides(
     acceptance: str | None = None,
     device: str | None = None,
     backend: str | None = None,
+    compiled: bool | None = None,
     workload: str | None = None,
     trace_file: str | None = None,
     slo: list[str] | None = None,
@@ -179,6 +188,7 @@ def overrides(
             "acceptance": acceptance,
             "device": device,
             "backend": backend,
+            "compile": compiled,
         },
         "workload": {"name": workload, "trace_file": trace_file, "requests": requests, "seed": seed},
         "slo": slo_table(slo or []),

@@ -101,6 +101,7 @@ class Session:
             max_slots=device.max_slots,
             utilization=device.utilization,
             draft=model.draft if model.draft != "auto" else None,
+            compiler="inductor" if model.compile else None,
         )
         return cls(profile, spec, executor, clock, instruments_of(executor, device.price_per_hour))
 

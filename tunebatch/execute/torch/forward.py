@@ -11,6 +11,7 @@ from tunebatch.execute.torch.attention.base import AttentionBackend, StepContext
 from tunebatch.execute.torch.attention.compiled import Compiled
 from tunebatch.execute.torch.compiled.decoder import compiled_decoder
 from tunebatch.execute.torch.merged import MergedProjection, merge, pays
+from tunebatch.execute.torch.torch_compile import compiled_forward
 
 # (input ids [tokens], places of the sampled ones [sampled], the step) -> logits [sampled, vocabulary]
 Forward = Callable[[Tensor, Tensor, StepContext], Tensor]
@@ -49,16 +50,21 @@ def choose_forward(
     backend: AttentionBackend,
     max_context: int,
     mergeable: Sequence[Sequence[nn.Linear]] = (),
+    compiler: str | None = None,
 ) -> tuple[dict[str, Any], Forward]:
     """The fastest forward for a model and backend, and what result files tell of it.
 
     Args:
         mergeable: See `merged.watched`.
+        compiler: The torch.compile backend that was asked for.
     """
-    if isinstance(backend, Compiled):
+    if isinstance(backend, Compiled) and compiler is None:
         decoder = compiled_decoder(model, backend, max_context)
         if decoder is not None:
             return {"forward": "compiled"}, decoder
     merged = merge(mergeable) if pays(model.device, model.dtype) else []
     told = {"forward": "transformers", "merged_projections": len(merged)}
+    if compiler is not None:
+        told["forward"] = "torch.compile"
+        return told, compiled_forward(model, backend, compiler)
     return told, transformers_forward(model, backend, merged)

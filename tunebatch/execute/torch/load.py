@@ -42,6 +42,7 @@ def load_executor(
     max_slots: int = 64,
     utilization: float = 0.9,
     draft: str | None = None,
+    compiler: str | None = None,
 ) -> TorchExecutor:
     """Load a model and make it ready to serve.
 
@@ -53,6 +54,7 @@ def load_executor(
         num_blocks: KV blocks; by default as many as the device has room for.
         utilization: Share of the GPU's memory that weights and KV cache may take.
         draft: A model that will be loaded beside it; a named shape is left room for.
+        compiler: The backend of torch.compile that the forward goes through, such as ``inductor``.
 
     Raises:
         ModelError: No such model, no such device, an architecture that cannot be served, or a named shape
@@ -81,6 +83,7 @@ def load_executor(
             max_slots=max_slots,
             utilization=utilization,
             beside=need(drafts.sizes, DRAFT_DTYPE) if drafts is not None else None,
+            compiler=compiler,
         )
     torch_dtype = DTYPES.get(dtype, torch.float32 if on == "cpu" else "auto")
     path, shown = locate(model)
@@ -96,6 +99,7 @@ def load_executor(
         num_blocks=num_blocks,
         max_slots=max_slots,
         utilization=utilization,
+        compiler=compiler,
     )
 
 
@@ -109,12 +113,14 @@ def serve(
     max_slots: int = 64,
     utilization: float = 0.9,
     beside: Need | None = None,
+    compiler: str | None = None,
     memory: DeviceMemory | None = None,
 ) -> TorchExecutor:
     """An executor for a loaded transformers model; checks it against its own forward.
 
     Args:
         beside: Of a draft model that will have as many KV blocks.
+        compiler: As of `load_executor`.
         memory: What the KV cache finds room in; by default a GPU's own, or on a CPU a share of what is free.
 
     Raises:
@@ -137,7 +143,7 @@ def serve(
         expected = selfcheck.own_logits(network, texts)
     _switch_attention(network, name)
     attention, attention_facts = _attention(backend, network, block_size, name)
-    forward_facts, forward = choose_forward(network, attention, max_context, mergeable)
+    forward_facts, forward = choose_forward(network, attention, max_context, mergeable, compiler)
     facts: dict[str, Any] = {
         "name": name,
         "architecture": type(network).__name__,
