@@ -5,8 +5,8 @@
 Each round every sequence gets a new token and proposes five. With random tokens no n-gram occurs twice, so
 that the whole text is searched; with those of a few words the last ones stand a few tokens back. The worst
 cases are texts that a search of bytes, or for a longer n-gram, goes through step by step; of them every
-proposal is of the same text. The first proposal of a sequence, which packs its prompt, is told by itself. No
-proposal knows of a queue.
+proposal is of the same text. The first proposal of a sequence, which makes characters of its packed prompt,
+is told by itself. No proposal knows of a queue.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
     python benchmarks/prefix_lookup.py [--tokens 2048] [--waiting 100 10000] [--cached 4096 65536]
 
 `lookup` is what a policy asks before it admits: how many tokens the request would compute; `first` is a
-request's first, which also packs its tokens. `blocked admit` is a lookup that finds no blocks left, as every
-step does while the oldest request waits for some. All should be flat in the number of waiting requests and of
-cached blocks. The settings take turns, round by round, so that a change of the machine's speed meets all.
+request's first, which also cuts its tokens into blocks. `blocked admit` is a lookup that finds no blocks
+left, as every step does while the oldest request waits for some. All should be flat in the number of waiting
+requests and of cached blocks. The settings take turns, round by round, so that a change of the machine's
+speed meets all.
 """
 
 from __future__ import annotations

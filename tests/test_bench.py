@@ -36,6 +36,7 @@ from tunebatch.models.architecture import architecture
 class Burst:
     requests: tuple[Request, ...]
     rate_per_s: float | None = None
+    at_once: bool = True
     description: str = "a burst"
     notes: tuple[str, ...] = ()
     seed: int = 0
@@ -202,6 +203,38 @@ def test_requests_that_still_wait_past_the_limit_end_a_run() -> None:
     watcher.first_token(RequestRecord(0, 0.0, 1, 4), 1.45)
     assert not watcher.should_stop(1.45)
     assert watcher.should_stop(1.55) and watcher.missed is not None
+
+
+def test_the_first_of_the_requests_that_come_over_time_are_warmup() -> None:
+    at_once = bench.measure(burst(40), strategy("continuous"), executor())
+    paced = dataclasses.replace(burst(40), at_once=False, rate_per_s=40.0)
+    over_time = bench.measure(paced, strategy("continuous"), executor())
+    assert (at_once.metrics.num_warmup, over_time.metrics.num_warmup) == (0, 4)
+    assert (at_once.metrics.ttft.count, over_time.metrics.ttft.count) == (40, 36)
+    assert at_once.conditions is not None and at_once.conditions.warmup == "none"
+    assert over_time.conditions is not None and over_time.conditions.warmup == "first 4 of 40 requests"
+
+
+def test_warmup_ends_no_run() -> None:
+    """Whatever the first two do; of the eight that count, four may be late."""
+
+    def missed(num_late: int, num_gone: int = 0) -> bool:
+        watcher = bench.SloWatcher(parse_slo(["p50_ttft<=1s"]), num_requests=10, num_warmup=2)
+        for i in range(10):
+            watcher.arrived(Request(i, (5,), 4))
+        for i in range(10):
+            record = RequestRecord(i, 0.0, 1, 4, token_times_s=[0.5], end_reason=EndReason.LENGTH)
+            if i < num_gone:
+                record = RequestRecord(i, 0.0, 1, 4, end_s=0.5, end_reason=EndReason.CANCELLED)
+            elif i < num_late:
+                continue
+            else:
+                watcher.first_token(record, 0.5)
+            watcher.ended(record, 0.5)
+        return watcher.should_stop(2.0)
+
+    assert not missed(6) and missed(7)
+    assert not missed(6, num_gone=6) and missed(7, num_gone=7)
 
 
 def test_who_hangs_up_before_the_first_token_has_missed_it() -> None:

@@ -82,17 +82,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert wheel.stat().st_size < MOST_BYTES
 
 
-def test_a_sweep_from_another_folder_with_nothing_of_ours_but_the_wheel(wheel: Path, tmp_path: Path) -> None:
-    home, elsewhere = tmp_path / "env", tmp_path / "elsewhere"
+def site_packages(home: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
+
+
+def sweep_from_elsewhere(home: Path, elsewhere: Path) -> None:
+    """With the environment in ``home``: all of ours comes out of it, and a sweep gives an answer."""
     elsewhere.mkdir()
-    venv.create(home, with_pip=False, symlinks=True)
-    python = str(home / "bin" / "python")
-    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
-    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "install", "--no-index", "--no-deps", str(wheel)], check=True)
-    # The libraries are those that run this test, since installing torch again takes minutes. A path that
-    # a .pth file adds is not searched for .pth files itself, so no editable install of ours comes along.
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     environ = {
         name: value
         for name, value in os.environ.items()
@@ -110,10 +106,38 @@ def test_a_sweep_from_another_folder_with_nothing_of_ours_but_the_wheel(wheel: P
         "import tunebatch, tunebatch.models as m, tunebatch.profile as p; "
         "print(tunebatch.__file__, m.bundled_target(), p._profiles_folder(), sep='\\n')"
     )
-    found = run(python, "-c", where).split()
-    assert len(found) == 3 and all(Path(path).is_relative_to(site) for path in found)
+    found = run(str(home / "bin" / "python"), "-c", where).split()
+    assert len(found) == 3 and all(Path(path).is_relative_to(site_packages(home)) for path in found)
     budget = ["--profile", "smoke", "--strategy", "continuous", "--trials", "1", "--requests", "64"]
     goal = ["--objective", "throughput", "--slo", "p90_ttft<=1min"]  # which any machine keeps
     told = run(str(home / "bin" / "tunebatch"), "sweep", *budget, *goal, "--out", "here")
     assert told.startswith("continuous, max_batch_size ") and "tok/s inside the SLO" in told.splitlines()[0]
     assert (elsewhere / "here" / "result.json").is_file()
+
+
+def test_a_sweep_from_another_folder_with_nothing_of_ours_but_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    home = tmp_path / "env"
+    venv.create(home, with_pip=False, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "--quiet"]
+    subprocess.run([*pip, "install", "--no-index", "--no-deps", str(wheel)], check=True)
+    # The libraries are those that run this test, since installing torch again takes minutes. A path that
+    # a .pth file adds is not searched for .pth files itself, so no editable install of ours comes along.
+    (site_packages(home) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    sweep_from_elsewhere(home, tmp_path / "elsewhere")
+
+
+@pytest.mark.slow
+def test_a_sweep_from_another_folder_in_an_environment_that_was_empty(wheel: Path, tmp_path: Path) -> None:
+    """As a user installs it: the package index gives what the wheel asks for, in the versions of CI."""
+    home = tmp_path / "env"
+    venv.create(home, with_pip=True, symlinks=True)
+    pip = [str(home / "bin" / "python"), "-m", "pip", "--quiet"]
+    install = [*pip, "install", "--constraint", str(ROOT / "constraints.txt")]
+    tried = subprocess.run([*install, "--dry-run", "--no-deps", "typer"], capture_output=True, text=True)
+    if tried.returncode != 0:
+        pytest.skip(f"no package index to be reached: {tried.stderr.strip().splitlines()[-1]}")
+    done = subprocess.run([*install, str(wheel)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (site_packages(home) / "torch").is_dir()
+    subprocess.run([*pip, "check"], check=True)
+    sweep_from_elsewhere(home, tmp_path / "elsewhere")

@@ -28,6 +28,7 @@ from tunebatch.measure.slo import EarlyStop, Limit, Slo, check
 from tunebatch.measure.telemetry.beside import Instruments, telemetry
 from tunebatch.measure.telemetry.cpu import CpuTelemetry
 from tunebatch.measure.telemetry.gpu import GpuTelemetry
+from tunebatch.measure.warmup import num_warmup
 from tunebatch.workload.likeness import likeness
 
 NOTHING = Instruments()
@@ -41,6 +42,9 @@ class Workload(Protocol):
 
     @property
     def rate_per_s(self) -> float | None: ...
+
+    @property
+    def at_once(self) -> bool: ...
 
     @property
     def description(self) -> str: ...
@@ -95,7 +99,8 @@ def measure(
             raise DoesNotFitError(why)
     executor.reset()
     drawn = SyntheticAcceptance(acceptance, workload.seed) if acceptance else None
-    judge = SloWatcher(slo, len(workload.requests)) if stop_early and slo is not None else None
+    warmup = num_warmup(len(workload.requests), workload.at_once)
+    judge = SloWatcher(slo, len(workload.requests), warmup) if stop_early and slo is not None else None
     watcher = judge if glimpse_s is None else Glimpse(glimpse_s)
     with _without_gc(), CpuTelemetry() as cpu, GpuTelemetry(instruments.gpu) as gpu:
         # The clock runs from here: requests that are due at once wait for the engine, not for us.
@@ -103,7 +108,7 @@ def measure(
         engine = engine_for(strategy, executor, workload.source(), time, watcher, latency_limits(slo), drawn)
         record = engine.run()
     _add_never_arrived(record, workload)
-    metrics = summarize(record, slo)
+    metrics = summarize(record, slo, warmup)
     facts = environment(instruments.gpu)
     if cpu.use is not None:
         facts["foreign_cpu_share"] = cpu.use.foreign_cpu_share
@@ -149,10 +154,15 @@ class SloWatcher:
     A request that has waited for its first token longer than the limit on TTFT has missed it before it
     is served, so an overloaded run ends soon. Requests come in order of arrival and become overdue in
     that order: each is looked at once, and a step costs nothing for those that wait.
+
+    Args:
+        num_warmup: So many, the first to arrive, miss nothing, however long they wait.
     """
 
-    def __init__(self, slo: Slo, num_requests: int) -> None:
-        self._early_stop = EarlyStop(slo, num_requests)
+    def __init__(self, slo: Slo, num_requests: int, num_warmup: int = 0) -> None:
+        self._early_stop = EarlyStop(slo, num_requests - num_warmup)
+        self._num_warmup = num_warmup
+        self._warmup: set[int] = set()
         limits = [limit.limit_s for limit in slo if limit.metric == "ttft"]
         self._patience_s = max(limits, default=None)
         self._arrived: deque[tuple[float, int]] = deque()  # that are not overdue yet, oldest first
@@ -161,16 +171,22 @@ class SloWatcher:
         self.missed: Limit | None = None
 
     def arrived(self, request: Request) -> None:
-        if self._patience_s is not None:
+        if len(self._warmup) < self._num_warmup:
+            self._warmup.add(request.id)
+        elif self._patience_s is not None:
             self._arrived.append((request.arrival_s, request.id))
             self._waiting.add(request.id)
 
     def first_token(self, record: RequestRecord, now: float) -> None:
+        if record.id in self._warmup:
+            return
         self._waiting.discard(record.id)
         self._overdue.discard(record.id)
         self._early_stop.observe_first_token(now - record.arrival_s)
 
     def ended(self, record: RequestRecord, now: float) -> None:
+        if record.id in self._warmup:
+            return
         self._waiting.discard(record.id)
         self._overdue.discard(record.id)
         if record.completed:

@@ -151,10 +151,15 @@ class SearchSection(Section):
 
 
 class DeviceSection(Section):
-    """How much of the device the KV cache may take, and what it costs, in whatever currency."""
+    """How much of the device the KV cache may take, and what it costs, in whatever currency.
+
+    Attributes:
+        graphs: Steps are captured as CUDA graphs, where there is CUDA.
+    """
 
     utilization: Number = Field(0.9, gt=0, le=1)
     num_blocks: Annotated[Integer, Field(ge=1)] | None = None
     block_size: Integer = Field(16, ge=1)
     max_slots: Integer = Field(64, ge=1)
+    graphs: bool = True
     price_per_hour: Annotated[Number, Field(gt=0)] | None = None

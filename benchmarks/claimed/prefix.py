@@ -46,8 +46,8 @@ def measure(bench: Bench) -> Finding:
         setting=f"{', '.join(WORKLOADS)}: {REQUESTS} requests each, all at once, lengths scaled to the "
         f"model's context, max_batch_size 32; tight pool: {tight.title}, max_batch_size 64",
         figures=figures,
-        why="shared beginnings are computed and stored once, but for those of prompts that are computed at "
-        "the same time; how much larger a batch becomes follows from how long they are against the rest",
+        why="shared beginnings are computed and stored once, since who would compute one beside another "
+        "waits; how much larger a batch becomes follows from how long they are against the rest",
         tables=(Table("By workload", HEADER, rows), tight),
     )
 

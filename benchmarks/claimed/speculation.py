@@ -13,7 +13,8 @@ from tunebatch.workload.spec import Workload, WorkloadSpec
 BATCHES = (1, 4, 8, 16, 32)
 DRAFTERS = ("ngram", "draft")
 DEPTHS = (3, "auto")
-LEAST_REQUESTS = 8
+# Requests for each slot: when a batch runs empty, it is a smaller one.
+WAVES, LEAST_REQUESTS = 3, 8
 SPEC = WorkloadSpec(
     name="completions", arrivals="burst", num_requests=1, prompt_lengths=Fixed(64), output_lengths=Fixed(96)
 )
@@ -24,7 +25,7 @@ def measure(bench: Bench) -> Finding:
     for side in _sides(warm, 4).values():  # the first steps of each shape choose their kernels
         bench.run(side)
     loads = {
-        batch: bench.turns(_sides(bench.workload(SPEC, max(batch, LEAST_REQUESTS)), batch))
+        batch: bench.turns(_sides(bench.workload(SPEC, max(WAVES * batch, LEAST_REQUESTS)), batch))
         for batch in BATCHES
     }
     figures: dict[str, Figure] = {}
@@ -42,8 +43,8 @@ def measure(bench: Bench) -> Finding:
         )
     one, many = (decode_step_s(loads[batch]["plain"], batch, batch) for batch in (BATCHES[0], BATCHES[-1]))
     return Finding(
-        setting=f"{warm.description}, or as many as the batch; greedy; continuous with max_batch_size at the "
-        "batch, num_drafts 3 or auto, which learns from each run anew",
+        setting=f"{warm.description}, or {WAVES} times the batch; greedy; continuous with max_batch_size at "
+        "the batch, num_drafts 3 or auto, which learns from each run anew",
         figures=figures,
         why="drafts are verified with arithmetic that a small batch leaves idle, and these cores have "
         f"little: a step of {BATCHES[-1]} sequences takes {many / one:.1f}x one of a single sequence "

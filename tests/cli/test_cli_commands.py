@@ -52,7 +52,7 @@ def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
         "synthetic_acceptance": False,
     }
     (line,) = [line for line in done.out.splitlines() if line.startswith("measured: ")]
-    assert line.startswith("measured: virtual clock; warm-up left out: none; window ")
+    assert line.startswith("measured: virtual clock; warm-up, in no percentile: none; window ")
     assert line.endswith("first arrival to last token; seed 0; no prefix cache")
     assert "latency" in done.out and "95 % intervals" in done.out
     assert "same tokens: 5 requests" in done.err and "next: tunebatch" in done.err
@@ -98,7 +98,11 @@ def test_a_rate_is_offered_and_goodput_compared(tunebatch: Any) -> None:
     done = tunebatch("compare", "--strategy", "all", "--rate", "5", "-o", "here")
     assert done.code == 0, done.err
     assert "goodput req/s" in done.out
+    assert "times: virtual clock (predicted, not measured)" in done.out
+    assert "the first 10 % of a run's requests are warm-up, in no percentile" in " ".join(done.out.split())
     assert sorted(os.listdir("here")) == sorted(STRATEGIES)
+    kept = json.loads(Path("here/static/result.json").read_text())["tunebatch"]
+    assert (kept["metrics"]["num_warmup"], kept["conditions"]["warmup"]) == (7, "first 7 of 78 requests")
 
 
 def test_saved_results_side_by_side(tunebatch: Any) -> None:
@@ -108,6 +112,7 @@ def test_saved_results_side_by_side(tunebatch: Any) -> None:
     headline, *rest = done.out.splitlines()
     assert headline.startswith("continuous B, ") and "req/s" in headline
     assert "A: here/static" in rest and "B: here/continuous" in rest
+    assert "times: virtual clock (predicted, not measured); no warm-up is left out" in rest
     both = json.loads(tunebatch("compare", "here/static", "here/continuous", "--json").out)
     assert [one["tunebatch"]["strategy"] for one in both["results"]] == ["static", "continuous"]
 
@@ -116,16 +121,16 @@ def test_saved_results_side_by_side(tunebatch: Any) -> None:
     ("changed", "told"),
     [
         (["--seed", "5"], "another workload, seed 5, not 0"),
-        (["-n", "80"], "another workload, requests 80, not 70"),
+        (["-n", "80"], "another workload, requests 80, not 78"),
         (
             ["-n", "80", "--rate", "3"],
-            "rate 3.0, not none; requests 80, not 70",
+            "rate 3.0, not none; requests 80, not 78",
         ),
         (["-p", "mine.toml"], "same rate, seed and number of requests, but other prompts, lengths or times"),
     ],
 )
 def test_results_of_other_work_are_not_comparable(tunebatch: Any, changed: list[str], told: str) -> None:
-    Path("mine.toml").write_text('[workload]\nname = "quickstart"\nrequests = 70\nprompt_tokens = 9\n')
+    Path("mine.toml").write_text('[workload]\nname = "quickstart"\nrequests = 78\nprompt_tokens = 9\n')
     slo = ["--slo", "p90_ttft<=1s"]
     tunebatch("run", "-o", "a", *slo)
     tunebatch("run", "-o", "b", *slo, *changed)
@@ -135,6 +140,40 @@ def test_results_of_other_work_are_not_comparable(tunebatch: Any, changed: list[
     for folder in ("a", "b"):
         kept = json.loads(Path(folder, "result.json").read_text())["tunebatch"]["workload"]
         assert kept["fingerprint"] not in done.err
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "told"),
+    [
+        ("environment", "cores", 64, "cores 64, not "),
+        ("model", "forward", "other", "forward 'other', not "),
+        ("model", "attention_backend", "other", "attention backend 'other', not "),
+        ("model", "device", "cuda", "device 'cuda', not "),
+    ],
+)
+def test_results_of_another_machine_or_engine_are_not_comparable(
+    tunebatch: Any, part: str, key: str, value: Any, told: str
+) -> None:
+    tunebatch("run", "-o", "a")
+    tunebatch("run", "-o", "b")
+    _changed(Path("b"), part, key, value)
+    done = tunebatch("compare", "a", "b")
+    assert done.code == 5 and f"b is not comparable with a: {told}" in done.err
+
+
+def test_other_versions_are_compared_and_named(tunebatch: Any) -> None:
+    tunebatch("run", "-o", "a")
+    tunebatch("run", "-o", "b")
+    _changed(Path("b"), "environment", "tunebatch", "0.0.1")
+    done = tunebatch("compare", "a", "b")
+    assert done.code == 0 and "B was measured with tunebatch 0.0.1, A with " in done.out
+
+
+def _changed(folder: Path, part: str, key: str, value: Any) -> None:
+    path = folder / "result.json"
+    kept = json.loads(path.read_text())
+    kept["tunebatch"][part][key] = value
+    path.write_text(json.dumps(kept))
 
 
 def test_results_that_differ_by_the_rate_are_compared_with_it(tunebatch: Any) -> None:
@@ -177,6 +216,7 @@ def test_a_sweep_finds_a_winner_and_resumes(tunebatch: Any) -> None:
     assert done.code == 0, done.err
     assert "req/s inside the SLO" in done.out.splitlines()[0]
     assert "takes no more because of" in done.out and "next: tunebatch run" in done.err
+    assert "times: virtual clock" in done.out and "are warm-up, in no percentile" in done.out
     kept = json.loads(Path("here/sweep.json").read_text())
     assert kept["schema"] == "tunebatch.sweep.v1" and kept["winner"]["met"]
     assert Path("here/result.json").is_file()
@@ -193,7 +233,7 @@ def test_an_slo_that_nothing_keeps_is_exit_6(tunebatch: Any) -> None:
 
 def test_a_dry_run_measures_nothing(tunebatch: Any, fake_model: list[str]) -> None:
     done = tunebatch("sweep", "--dry-run")
-    assert done.code == 0 and "70 requests" in done.out and "enough" in done.out
+    assert done.code == 0 and "78 requests" in done.out and "enough" in done.out
     assert "predicted: one run of the workload takes: sequential " in done.out
     assert "no configuration was measured" in done.out
     assert "same tokens" not in fake_model and not Path("results").exists()
@@ -214,13 +254,13 @@ def test_a_prediction_is_of_runs_as_long_as_a_capacity_needs(
     assert plan["predicted_run_requests"] == {"static": 1000}
     assert "it lasts 20 s at least, which takes requests: static 1,000" in text
     text, plan = _plan(tunebatch, monkeypatch, 2.0, *slo)
-    assert plan["predicted_run_requests"] == {"static": 70} and "at least" not in text
+    assert plan["predicted_run_requests"] == {"static": 78} and "at least" not in text
     _, plan = _plan(tunebatch, monkeypatch, 50.0, *slo, "--objective", "throughput")
-    assert plan["predicted_run_requests"] == {"static": 70}
+    assert plan["predicted_run_requests"] == {"static": 78}
 
 
 @pytest.mark.parametrize(
-    ("rate", "requests", "fewer"), [(1.0, "64", False), (1.0, "100", True), (50.0, "100", False)]
+    ("rate", "requests", "fewer"), [(1.0, "71", False), (1.0, "100", True), (50.0, "100", False)]
 )
 def test_fewer_requests_are_advised_only_where_they_help_and_do(
     tunebatch: Any, monkeypatch: pytest.MonkeyPatch, rate: float, requests: str, fewer: bool
@@ -344,16 +384,17 @@ def test_ctrl_c_in_a_comparison_shows_what_there_is(tunebatch: Any, monkeypatch:
 
 
 @pytest.mark.parametrize("command", [["run"], ["compare"], ["sweep", "-p", "smoke"]])
-def test_a_place_that_cannot_be_written_is_told_before_measuring(
-    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]
+def test_a_place_that_cannot_be_written_is_told_before_loading(
+    tunebatch: Any, fake_model: list[str], monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    def measure(*args: Any, **rest: Any) -> None:
-        raise AssertionError("measured")
-
-    monkeypatch.setattr(Session, "measure", measure)
     Path("file").write_text("")
-    done = tunebatch(*command, "-o", "file/there")
-    assert done.code == 2 and "error: --out file/there: not a directory" in done.err
+    for out in ("file/there", "file"):
+        done = tunebatch(*command, "-o", out)
+        assert done.code == 2 and f"error: --out {out}: not a directory" in done.err
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    done = tunebatch(*command, "-o", "new/there")
+    assert done.code == 2 and "error: --out new/there: " in done.err and "is not writable" in done.err
+    assert fake_model == [] and not Path("new").exists()
 
 
 @pytest.mark.parametrize("command", [["run"], ["compare", "--strategy", "all"], QUICK_SWEEP])

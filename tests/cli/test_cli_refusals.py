@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+from tunebatch.cli.traffic import workload_spec
+from tunebatch.profile import load_profile
+from tunebatch.workload.prompts import RandomPrompts
+from tunebatch.workload.spec import build
+
 CASES = {
     "strategy": (["run", "contnuous"], ["unknown strategy 'contnuous'", "did you mean 'continuous'"]),
     "compared strategy": (["compare", "--strategy", "statik"], ["statik", "did you mean 'static'"]),
@@ -57,22 +62,50 @@ CASES = {
     "one result": (["compare", "a.json"], ["at least two"]),
     "no such result": (["compare", "a.json", "b.json"], ["could not read a.json"]),
     "mixed": (["compare", "a.json", "b.json", "--strategy", "all"], ["--strategy", "cannot be mixed"]),
-    "capacity of a closed loop": (["sweep", "-w", "offline"], ["no arrivals to scale"]),
+    "capacity without arrivals": (["sweep", "-w", "offline"], ["no arrivals to scale"]),
+    "rate without arrivals": (["run", "-w", "offline", "--rate", "3"], ["all at once", "'poisson'"]),
+    "draft model": (
+        ["compare", "--strategy", "mixed+draft", "--draft", "./none"],
+        ["--draft ./none: no folder"],
+    ),
+    "no draft model": (["run", "mixed+draft", "-m", "./mine"], ["tokenizer of ./mine", "with +ngram"]),
+    "no folder": (["compare", "-o", "/dev/null/there"], ["--out /dev/null/there: not a directory"]),
 }
+OF_THE_LOADER = {"model", "GPU"}  # which it refuses before it reads weights
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_one_line_and_exit_2(
-    tunebatch: Any, fake_model: list[str], case: tuple[list[str], list[str]]
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_and_exit_2_before_a_model_is_loaded(
+    tunebatch: Any, fake_model: list[str], case: str
 ) -> None:
-    arguments, told = case
+    arguments, told = CASES[case]
     done = tunebatch(*arguments)
     assert done.code == 2, done
     lines = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in done.err
     assert all(part in lines[0] for part in told), lines
-    assert done.out == ""
-    assert "same tokens" not in fake_model and not Path("results").exists()
+    assert done.out == "" and not Path("results").exists()
+    assert fake_model == [] or (case in OF_THE_LOADER and len(fake_model) == 1)
+
+
+@pytest.mark.parametrize("arrivals", ["closed", "burst", "burst of 200", "burst of 8", "bursts"])
+def test_traffic_without_a_rhythm_is_known_before_a_model_is_loaded(
+    tunebatch: Any, fake_model: list[str], arrivals: str
+) -> None:
+    """As the traffic itself says it once it is drawn."""
+    how = {
+        "closed": 'arrivals = "closed"\nconcurrency = 3',
+        "burst": 'arrivals = "burst"',
+        "burst of 200": 'arrivals = "burst"\nburst_size = 200\nrate_per_s = 2',
+        "burst of 8": 'arrivals = "burst"\nburst_size = 8',
+        "bursts": 'arrivals = "burst"\nburst_size = 8\nburst_gap_s = 1',
+    }[arrivals]
+    head = "[workload]\nprompt_tokens = 9\noutput_tokens = 4\nrequests = 100\n"
+    Path("mine.toml").write_text(f"{head}{how}\n")
+    done = tunebatch("run", "-p", "mine.toml", "--rate", "5", "-o", "here")
+    spec = workload_spec(load_profile("mine.toml", {}, {}))
+    rhythm = build(spec, RandomPrompts(99), 2048).unit_arrivals_s is not None
+    assert rhythm == (arrivals == "bursts") == (done.code == 0) == (fake_model != [])
 
 
 def test_a_delay_may_have_a_unit(tunebatch: Any) -> None:
@@ -127,13 +160,29 @@ def test_a_percentile_that_the_requests_cannot_carry_is_refused_before_loading(
 ) -> None:
     done = tunebatch("sweep", "-n", "96", "--slo", "p99_ttft<=1s", *dry)
     assert done.code == 2
-    assert "p99_ttft needs at least 662 requests" in done.err and "--requests 662" in done.err
+    assert "p99_ttft needs at least 735 requests to be told (of which the first 10 % are warm-up)" in done.err
+    assert "--requests 735" in done.err
     assert fake_model == []
+
+
+def test_where_all_requests_come_at_once_there_is_no_warmup_to_have_requests_for(
+    tunebatch: Any, fake_model: list[str]
+) -> None:
+    call = ["sweep", "--slo", "p90_ttft<=9s", "--objective", "throughput", "--dry-run"]
+    done = tunebatch(*call, "-n", "63")
+    assert done.code == 2 and "use --requests 64 " in done.err and "warm-up" not in done.err
+    done = tunebatch(*call, "-n", "64")
+    assert done.code == 0 and "warm-up" not in done.out, done.err
+    # At an offered rate the load builds up.
+    done = tunebatch(*call, "-n", "70", "--start-rate", "5")
+    assert done.code == 2 and "use --requests 71 " in done.err
+    done = tunebatch(*call, "-n", "71", "--start-rate", "5")
+    assert "warm-up:   the first 10 % of a run's requests, here 7, are in no percentile" in done.out, done.err
 
 
 def test_gaps_between_tokens_are_no_samples_of_their_own(tunebatch: Any, fake_model: list[str]) -> None:
     done = tunebatch("sweep", "-n", "96", "--slo", "p99_itl<=1s")
-    assert done.code == 2 and "p99_itl needs at least 662 requests" in done.err and fake_model == []
+    assert done.code == 2 and "p99_itl needs at least 735 requests" in done.err and fake_model == []
 
 
 def test_a_broken_line_of_a_file_of_lengths(tunebatch: Any, fake_model: list[str]) -> None:

@@ -18,13 +18,24 @@ def kept(folder: str) -> Any:
     return json.loads(Path(folder, "command.json").read_text())
 
 
-def test_a_refused_resume_leaves_the_call_as_it_was(tunebatch: Any) -> None:
+def test_a_refused_resume_leaves_the_call_as_it_was_and_loads_nothing(
+    tunebatch: Any, fake_model: list[str]
+) -> None:
     assert tunebatch("sweep", "-p", "smoke", *QUICK, "-o", "here").code == 0
     before = Path("here/command.json").read_bytes()
-    for changed in (["--seed", "9"], ["--slo", "p90_ttft<=2min"], ["--strategy", "sequential"]):
+    fake_model.clear()
+    for changed, name in (
+        (["--seed", "9"], "seed = 0, not 9"),
+        (["--slo", "p90_ttft<=2min"], "slo = ['p90_ttft<=60s'], not ['p90_ttft<=120s']"),
+        (["--strategy", "sequential"], "strategies = ['static', 'continuous'], not ['sequential']"),
+        (["--objective", "capacity"], "objective = 'throughput', not 'capacity'"),
+        (["--model", "llama-32m"], "model = 'bundled', not 'llama-32m'"),
+        (["--requests", "99"], "[workload] requests = 160, not 99"),
+        (["--workload", "chat"], "[workload] name = 'quickstart', not 'chat'"),
+    ):
         done = tunebatch("sweep", "--resume", "here", *changed)
-        assert done.code == 2 and "here holds a sweep with " in done.err
-        assert Path("here/command.json").read_bytes() == before
+        assert done.code == 2 and f"here holds a sweep with {name}; " in done.err, done.err
+        assert Path("here/command.json").read_bytes() == before and fake_model == []
     assert tunebatch("sweep", "--resume", "here", "--trials", "3").code == 0
     assert kept("here")["flags"]["search"]["trials"] == 3
 

@@ -20,7 +20,7 @@ from tunebatch.profile import Profile, load_profile, profile_names
 from tunebatch.tune.facts import FeatureGain, SweepOutcome, TrialFacts
 from tunebatch.workload.spec import Workload
 
-SHARED = ["-w", "system-prompt", "-n", "70", "--slo", "p90_ttft<=2s", "--strategy", "continuous"]
+SHARED = ["-w", "system-prompt", "-n", "78", "--slo", "p90_ttft<=2s", "--strategy", "continuous"]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from rich.console import Console
 from tunebatch.cli.sweep_json import outcome_json
 from tunebatch.cli.sweep_margin import margin_rate
 from tunebatch.cli.sweep_progress import Watcher
-from tunebatch.cli.sweep_report import caveats, print_outcome, unbounded
+from tunebatch.cli.sweep_report import caveats, default_told, print_outcome, unbounded
 from tunebatch.measure.result import RunResult, read_result
 from tunebatch.measure.slo import check
 from tunebatch.profile import Profile, load_profile
@@ -200,3 +200,14 @@ def test_a_winner_confirmed_often_has_a_margin_and_another_a_caution(
             "p90_ttft 360 ms [280 ms, 480 ms] is nearer to its limit of 400ms than it is known" in text
         )
         assert cautioned is not sure
+
+
+def test_tuning_is_only_said_not_to_have_helped_where_knobs_were_tried() -> None:
+    best = trial("static", knobs={"max_batch_size": 8})
+    elsewhere = trial("continuous", knobs={"max_batch_size": 4})
+    other = trial("static", knobs={"max_batch_size": 16}, origin="search")
+    no_time = "; these are the default knobs, and there was no time to try others"
+    assert default_told(best, outcome_of(best, elsewhere)) == no_time
+    assert "tuning did not help" in default_told(best, outcome_of(best, other))
+    plain = trial("sequential")
+    assert default_told(plain, outcome_of(plain)) == ""

@@ -95,6 +95,24 @@ def test_ceilings_are_measured_before_the_run_when_asked_for(
     assert real_time == [Instruments(ceilings=ceilings, price_per_hour=2.5), Instruments(price_per_hour=2.5)]
 
 
+def test_compare_and_sweep_measure_ceilings_once_and_show_the_shares(
+    tunebatch: Any, real_time: list[Instruments], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ceilings, asked = Peaks(1e12, 1e11, "measured here"), []
+    monkeypatch.setattr(instruments, "measured_ceilings", lambda executor: asked.append(1) or ceilings)
+    compare = ("compare", "--strategy", "static", "--strategy", "continuous")
+    sweep = ("sweep", "-p", "smoke", "--objective", "throughput", "--slo", "p90_ttft<=1min", "--trials", "2")
+    for place, command in enumerate((compare, sweep), 1):
+        real_time.clear()
+        assert tunebatch(*command, "--telemetry", "-o", f"here{place}").code == 0
+        assert len(asked) == place and real_time and {one.ceilings for one in real_time} == {ceilings}
+    real_time.clear()
+    assert tunebatch(*compare, "-o", "there").code == 0
+    assert {one.ceilings for one in real_time} == {None} and len(asked) == 2
+    mixed = tunebatch("compare", "there/static", "there/continuous", "--telemetry")
+    assert mixed.code == 2 and "--telemetry measures anew" in mixed.err
+
+
 def test_without_room_for_ceilings_it_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -34,11 +34,11 @@ def test_a_workload_may_be_a_format_and_a_p99_gets_the_requests_it_needs(tunebat
     call = ["sweep", "--model", "bundled", "--workload", "azure", "--trace-file", trace, *SLO]
     done = tunebatch(*call, "--strategy", "continuous", "--trials", "1", "-o", "here")
     assert done.code == 0, done.err
-    assert "trace: 795 requests, arrivals of trace.csv at 2 req/s" in done.err
-    assert "80 of 795 requests were clipped to the context of 2048 tokens" in done.out
+    assert "trace: 882 requests, arrivals of trace.csv at 2 req/s" in done.err
+    assert "89 of 882 requests were clipped to the context of 2048 tokens" in done.out
     assert "which is what the SLO needs" in done.out
     kept = json.loads(Path("here/result.json").read_text())
-    assert kept["num_prompts"] == 795
+    assert kept["num_prompts"] == 882
     assert any("clipped" in note for note in kept["tunebatch"]["workload"]["notes"])
 
 
@@ -61,9 +61,9 @@ def test_a_trace_that_is_too_short_for_the_slo_is_refused_before_measuring(
     rows = [f'{{"arrival_s": {number}, "prompt_tokens": 9, "output_tokens": 4}}' for number in range(100)]
     Path("short.jsonl").write_text("\n".join(rows))
     done = tunebatch("sweep", "-w", "jsonl", "--trace-file", "short.jsonl", *SLO)
-    assert done.code == 2 and "same tokens" not in fake_model
-    assert "needs at least 662 requests to be told, and short gives 100" in done.err
-    assert "use a longer trace or a lower percentile" in done.err
+    assert done.code == 2 and fake_model == []
+    assert "needs at least 735 requests to be told (of which the first 10 % are warm-up)" in done.err
+    assert "short gives 100; use a longer trace or a lower percentile" in done.err
 
 
 def test_a_broken_trace_is_told_before_the_model_is_loaded(tunebatch: Any, fake_model: list[str]) -> None:
@@ -78,7 +78,7 @@ def test_a_broken_trace_is_told_before_the_model_is_loaded(tunebatch: Any, fake_
 
 def lengths(path: str, *columns: str) -> str:
     names = columns or ("num_prefill_tokens", "num_decode_tokens", "num_total_tokens", "pd_ratio")
-    rows = [",".join(["40", "8", "48", "5.0"][: len(names)])] * 70
+    rows = [",".join(["40", "8", "48", "5.0"][: len(names)])] * 72
     Path(path).write_text("\n".join([",".join(names), *rows]) + "\n")
     return path
 
@@ -90,11 +90,11 @@ def test_a_trace_of_lengths_comes_at_the_rate_or_all_at_once(
     call = ["run", "-w", "vidur", "--trace-file", lengths("l.csv", *columns)]
     done = tunebatch(*call, "--rate", "5", "-o", "paced")
     assert done.code == 0, done.err
-    assert "l: 70 requests, Poisson at 5 req/s" in done.err
+    assert "l: 72 requests, Poisson at 5 req/s" in done.err
     assert json.loads(Path("paced/result.json").read_text())["request_rate"] == 5.0
     done = tunebatch(*call, "-o", "saturated")
     assert done.code == 0, done.err
-    assert "l: 70 requests, all at once" in done.err
+    assert "l: 72 requests, all at once" in done.err
     assert "no arrivals in the trace: Poisson ones at the rate of --rate; all at once without" in done.err
 
 
@@ -141,7 +141,7 @@ def test_clients_that_hang_up_are_told_and_end_no_sweep(tunebatch: Any) -> None:
         json.dumps(
             {"arrival_s": n / 100, "prompt_tokens": 50, "output_tokens": 40, "cancel_at_s": n / 100 + 0.6}
         )
-        for n in range(70)
+        for n in range(80)
     ]
     Path("hasty.jsonl").write_text("\n".join(rows))
     limits = ["--slo", "p90_ttft<=2s", "--slo", "p90_tpot<=1s"]

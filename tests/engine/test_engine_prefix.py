@@ -162,13 +162,42 @@ def test_a_request_that_does_not_fit_claims_nothing(kit: SimpleNamespace) -> Non
     assert list(queues.kv.idle) == idle and queues.kv.num_free == 3 and not queues.waiting[2].block_table
 
 
-def test_alike_prompts_of_one_step_are_computed_twice_but_kept_once(kit: SimpleNamespace) -> None:
-    requests = [asks(i, (*SYSTEM, 1), 8) for i in range(2)]
-    engine = kit.engine(Continuous(), [*requests, asks(2, (*SYSTEM, 1), 1, 50.0)], prefix_caching=True)
+def test_alike_prompts_of_one_step_wait_for_the_first_of_them(kit: SimpleNamespace) -> None:
+    requests = [asks(i, (*SYSTEM, 10 + i), 2) for i in range(4)]
+    run = kit.serve(Continuous(), requests, prefix_caching=True)
+    assert cached(run) == [0, 8, 8, 8]
+    assert run.steps.num_prefills == [1, 3, 0]
+    assert run.steps.num_prefill_tokens == [9, 3, 0]
+
+
+def test_what_differs_soon_does_not_wait(kit: SimpleNamespace) -> None:
+    """One block less to compute is not worth a step."""
+    requests = [asks(i, (*SYSTEM[:4], *range(10 * i, 10 * i + 5)), 8) for i in range(2)]
+    engine = kit.engine(Continuous(), [*requests, asks(2, requests[0].prompt, 1, 50.0)], prefix_caching=True)
     run = engine.run()
-    # Both compute sixteen tokens, four blocks each; four are kept.
-    assert cached(run) == [0, 0, 8] and len(engine.queues.prefixes) == 4
+    # Both compute sixteen tokens, four blocks each, of which the first is kept once.
+    assert cached(run) == [0, 0, 8] and len(engine.queues.prefixes) == 7
     assert max(run.steps.blocks_used) == 8
+
+
+@pytest.mark.parametrize("policy", [Chunked(chunk_size=4), Mixed(chunk_size=4, max_partial_prefills=4)])
+def test_who_waits_begins_where_it_differs_from_a_prompt_that_is_half_computed(
+    kit: SimpleNamespace, policy: Policy
+) -> None:
+    long = asks(0, (*SYSTEM, *range(20)), 1)
+    run = kit.serve(policy, [long, asks(1, (*SYSTEM, *long.prompt[8:12], 5), 1)], prefix_caching=True)
+    # For the last block that they share alone it waits no longer.
+    assert cached(run) == [0, 8]
+    assert run.requests[1].end_s < run.requests[0].end_s
+
+
+def test_nobody_waits_for_who_has_left(kit: SimpleNamespace) -> None:
+    """The first hangs up in its prompt; the next goes on from what it left, and the last from there."""
+    first = replace(asks(0, (*SYSTEM * 3, 1), 2), cancel_at_s=1.5)
+    others = [asks(i, (*SYSTEM * 3, i), 2) for i in (1, 2)]
+    run = kit.serve(Chunked(chunk_size=5), [first, *others], prefix_caching=True)
+    assert cached(run) == [0, 8, 20]
+    assert [record.completed for record in run.requests] == [False, True, True]
 
 
 @pytest.mark.parametrize("cancel_at_s", [0.5, 1.5, 4.5])

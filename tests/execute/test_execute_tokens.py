@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from execute_hang_ups import Lengths, hang_ups, hanging_up, serve_with
 from tiny_models import BLOCK_SIZE, SHAPE
 
 from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import ReplayClock
-from tunebatch.engine.engine import Engine
 from tunebatch.engine.records import EndReason
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import STRATEGIES, Strategy, knobs_of, strategy
@@ -153,22 +152,38 @@ def test_greedy_tokens_equal_generate_under_preemption_and_cancellation(name: st
     want = expected(name)
     preempted = 0
     for kind in STRATEGIES:
-        traffic = requests(199)
-        # Due while it runs: the clock is far past it by the time the first batch has been prefilled.
-        traffic[1] = dataclasses.replace(traffic[1], cancel_at_s=1e-3)
-        engine = Engine(served, with_knobs(kind).make_policy(), same_tokens.AllAtOnce(traffic), ReplayClock())
-        while engine.step():
-            engine.queues.check_integrity()
-        record = engine.record()
-        preempted += sum(request.num_preemptions for request in record.requests)
-        for request in record.requests:
-            if request.end_reason is EndReason.CANCELLED:
-                assert request.output == want[request.id][: len(request.output)], (kind, request.id)
-            else:
-                assert request.end_reason is EndReason.LENGTH
-                assert request.output == want[request.id], (kind, request.id)
-        assert any(request.end_reason is EndReason.CANCELLED for request in record.requests)
+        chosen, found = with_knobs(kind), gone_by(kind)
+        engine, blocks, phases = serve_with(served, chosen, hanging_up(requests(199), found))
+        by_id = {request.id: request for request in engine.record().requests}
+        preempted += sum(request.num_preemptions for request in by_id.values())
+        for phase, (request_id, step) in found.items():
+            gone = by_id.pop(request_id)
+            assert (phases[step][request_id], gone.end_reason) == (phase, EndReason.CANCELLED), (kind, phase)
+            # At the very step of the hang-up, before anything else was planned.
+            assert gone.end_s == step and request_id in blocks.returned
+            assert len(gone.output) > 1 if phase == "mid-decode" else gone.output == []
+            assert gone.output == want[request_id][: len(gone.output)] and len(gone.output) < gone.max_tokens
+        assert len(by_id) == 7 - len(found)
+        for request in by_id.values():
+            assert request.end_reason is EndReason.LENGTH
+            assert request.output == want[request.id], (kind, request.id)
+        assert engine.queues.kv.num_free == served.num_blocks
     assert preempted > 0
+
+
+@cache
+def gone_by(kind: str) -> dict[str, tuple[int, int]]:
+    """Who hangs up when under a strategy; the same for all models, as only lengths matter."""
+    sizes = Lengths(num_blocks=20, block_size=BLOCK_SIZE, max_slots=8, max_context=256)
+    return hang_ups(sizes, with_knobs(kind), requests(199))
+
+
+def test_clients_hang_up_in_every_phase_that_there_is() -> None:
+    """Guards the cancellations above. Only chunks of a fixed size leave these prompts half computed."""
+    chunks = {kind for kind in STRATEGIES if "mid-prefill" in gone_by(kind)}
+    assert chunks == {"chunked", "mixed"}
+    for kind in STRATEGIES:
+        assert {"mid-decode", "waiting"} <= gone_by(kind).keys(), kind
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

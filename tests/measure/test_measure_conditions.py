@@ -10,6 +10,12 @@ from tunebatch.measure.conditions import conditions
 from tunebatch.measure.metrics import summarize
 
 
+def test_warmup_is_told() -> None:
+    record = run([request(i, float(i), [i + 0.5]) for i in range(20)])
+    assert conditions(summarize(record, None, 2), "wall", 0).warmup == "first 2 of 20 requests"
+    assert conditions(summarize(record), "wall", 0).warmup == "none"
+
+
 def test_hits_are_a_share_of_the_prompts_of_those_who_were_served() -> None:
     records = [
         request(0, 1.0, [2.0, 3.0], prompt=100),

@@ -146,6 +146,28 @@ def test_arrays_agree_with_one_request_at_a_time(records: list[RequestRecord]) -
     assert metrics.completed + metrics.cancelled + metrics.rejected + metrics.unfinished == len(records)
 
 
+def test_warmup_counts_for_rates_but_not_for_latencies() -> None:
+    records = [
+        request(0, 0.0, [9.0, 9.5]),
+        request(1, 1.0, [], reason=EndReason.CANCELLED, end_s=9.0),
+        *(request(i, float(i), [i + 0.1, i + 0.3, i + 0.6]) for i in range(2, 20)),
+    ]
+    slo = parse_slo(["p50_ttft<=1s"])
+    every, without = summarize(run(records), slo), summarize(run(records), slo, num_warmup=2)
+    assert (without.num_warmup, without.num_counted, every.num_counted) == (2, 18, 20)
+    assert [d.count for d in (every.ttft, every.tpot, every.itl, every.e2e)] == [19, 19, 37, 19]
+    assert [d.count for d in (without.ttft, without.tpot, without.itl, without.e2e)] == [18, 18, 36, 18]
+    assert without.itl.p50.count == 18
+    assert (every.ttft.max_s, without.ttft.max_s) == (9.0, pytest.approx(0.1))
+    assert every.judged_ttft is not None and without.judged_ttft is None
+    same = ("num_requests", "duration_s", "request_throughput", "output_throughput", "request_goodput")
+    same += ("cancelled", "hung_up", "ttft_growth_s", "where")
+    assert all(getattr(every, name) == getattr(without, name) for name in same)
+    records[10] = request(10, 10.0, [], reason=EndReason.CANCELLED, end_s=11.0)
+    judged = summarize(run(records), slo, num_warmup=2).judged_ttft
+    assert judged is not None and (judged.count, judged.max_s) == (18, math.nextafter(1.0, 2.0))
+
+
 def test_who_hung_up_waited_at_least_so_long() -> None:
     served = [request(i, float(i), [i + 0.1]) for i in range(10)]
     gone = [request(i, float(i), [], reason=EndReason.CANCELLED, end_s=i + 2.0) for i in range(10, 20)]

@@ -107,12 +107,28 @@ def test_write_and_read(tmp_path: Path) -> None:
         rows = list(csv.reader(file))
     assert tuple(rows[0]) == REQUEST_COLUMNS
     split = ["0.25", "0.0", "0.5", "0.0", "0.0", "0.0", "0.0"]  # queue, prefill, decode, and no more
-    assert rows[1] == ["0", "0.25", "", "10", "2", "0.25", "0.5", "0.75", *["0"] * 4, *split, "length"]
-    assert rows[2] == ["1", "0.5", "", "10", "0", "", "", "", *["0"] * 4, *["0.0"] * 7, "length"]
+    assert rows[1] == ["0", "0.25", "", "10", "2", "0.25", "0.5", "0.75", *["0"] * 4, *split, "length", "0"]
+    assert rows[2] == ["1", "0.5", "", "10", "0", "", "", "", *["0"] * 4, *["0.0"] * 7, "length", "0"]
     with open(folder / "steps.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert tuple(rows[0]) == STEP_COLUMNS
     assert rows[1] == ["0.0", "0.5", "1", "10", "0", "0", "1", "1", "3", "0", "0", "0", "0"]
+
+
+def test_the_file_of_requests_marks_the_warmup(tmp_path: Path) -> None:
+    records = [request(i, i * 0.1, [i * 0.1 + 0.5]) for i in range(20)]
+    warm = dataclasses.replace(result_of(records), metrics=summarize(run(records), None, num_warmup=2))
+    write_result(warm, tmp_path)
+    with open(tmp_path / "requests.csv", newline="") as file:
+        assert [row["warmup"] for row in csv.DictReader(file)] == ["1"] * 2 + ["0"] * 18
+    assert json.loads((tmp_path / "result.json").read_text())["tunebatch"]["metrics"]["num_warmup"] == 2
+    assert read_result(tmp_path).metrics.num_warmup == 2
+
+
+def test_a_result_of_a_version_without_warmup_is_read() -> None:
+    data = to_json_dict(example())
+    del data["tunebatch"]["metrics"]["num_warmup"]
+    assert from_json_dict(data).metrics.num_warmup == 0
 
 
 def test_a_result_without_records_keeps_only_its_own(tmp_path: Path) -> None:

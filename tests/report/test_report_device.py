@@ -69,6 +69,17 @@ def test_columns_appear_where_any_row_fills_them(make_row: Any) -> None:
     }
     no_energy = seen(make_row("mixed", 5.0), Telemetry(CPU, GPU))
     assert list(device_columns([no_energy])) == ["GPU"]
+    ceilings = Peaks(1e12, 1e11, "measured")
+    used = seen(
+        make_row("mixed", 5.0),
+        Telemetry(CPU, utilization=Utilization(1.0, 4e11, 3e9, 0.4, 0.03, 0.5, ceilings)),
+    )
+    unmeasured = seen(make_row("mixed", 5.0), Telemetry(CPU, utilization=Utilization(1.0, 4e11, 3e9)))
+    assert device_columns([used, unmeasured, silent]) == {
+        "MFU": ["40 %", "n/a", "n/a"],
+        "MBU": ["3.0 %", "n/a", "n/a"],
+    }
+    assert device_columns([unmeasured]) == {}
 
 
 def test_the_table_has_them_last(make_row: Any) -> None:

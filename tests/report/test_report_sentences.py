@@ -50,6 +50,12 @@ def test_one_seed_cannot_tell_a_small_gain(make_row: Any, ratio: float, told: bo
     assert ("tuning hardly helped" in winner_line(winner, [winner], Gain(ratio))) is told
 
 
+@pytest.mark.parametrize(("other", "told"), [(14.0, "; level with static"), (13.0, "")])
+def test_what_one_run_cannot_tell_apart_is_level(make_row: Any, other: float, told: str) -> None:
+    winner, static = make_row("continuous", 14.2), make_row("static", other)
+    assert winner_line(winner, [winner, static]).endswith("x static" + told)
+
+
 def test_nothing_feasible(make_row: Any) -> None:
     assert "no configuration keeps the SLO" in winner_line(None, [make_row("static", None)])
 
@@ -87,8 +93,10 @@ def test_what_binds_is_told_where_it_has_room(make_row: Any, width: int, num_tab
 
 def test_the_greatest_shortage_is_told() -> None:
     needed = [("p90_ttft", 64), ("p99_tpot", 662)]
-    assert samples_problem(needed, 700) is None
-    assert "p99_tpot needs at least 662 requests" in str(samples_problem(needed, 40))
+    assert samples_problem(needed, 700, at_once=True) is None
+    problem = "p99_tpot needs at least 662 requests to be told, the workload has 40; use --requests 662"
+    assert str(samples_problem(needed, 40, at_once=True)).startswith(problem)
+    assert "(of which the first 10 % are warm-up)" in str(samples_problem(needed, 40, at_once=False))
 
 
 @pytest.mark.parametrize(

@@ -191,3 +191,22 @@ def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "x").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="x: not a text; use"):
         parse_length(f"empirical:{tmp_path / 'x'}")
+
+
+@given(laws, st.integers(1, 100), st.integers(0, 2**32))
+def test_every_32_lengths_span_the_law(law, more, seed):
+    few, many = (sample(law, n, seed) for n in (64, 64 + more))
+    assert few.tolist() == many[:64].tolist()
+    # Of each 32 the smallest are the smallest of the law: no more than one 32nd of it lies between ranks.
+    first, second = np.sort(few[:32]), np.sort(few[32:])
+    assert (first[:-1] <= second[1:]).all() and (second[:-1] <= first[1:]).all()
+
+
+def test_traffic_of_any_size_and_seed_brings_like_work_a_request():
+    law = LogNormal.fit(30, 100)
+    means = [sample(law, n, seed).mean() for n in (64, 96, 640) for seed in range(20)]
+    independent = [
+        np.exp(np.log(30) + law.sigma * np.random.default_rng(seed).standard_normal(64)).mean()
+        for seed in range(20)
+    ]
+    assert np.ptp(means) < 0.4 * np.ptp(independent)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tunebatch.cli import options
-from tunebatch.cli.errors import INFEASIBLE, NOT_COMPARABLE, CliError
+from tunebatch.cli.errors import INFEASIBLE, CliError
 
 if TYPE_CHECKING:
     from tunebatch.measure.result import RunResult
@@ -52,6 +52,7 @@ def compare(
     seed: options.Seed = None,
     out: options.Out = None,
     trace: options.Trace = None,
+    telemetry: options.Telemetry = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -73,6 +74,7 @@ def compare(
             "--seed": seed,
             "--out": out,
             "--trace": trace,
+            "--telemetry": telemetry or None,
         }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
@@ -99,17 +101,24 @@ def compare(
             search={"strategies": strategy or None},
         ),
     )
-    return _measured(asked, rate, out, trace, json, quiet)
+    return _measured(asked, rate, out, trace, telemetry, json, quiet)
 
 
 def _measured(
-    asked: Profile, rate: float | None, out: Path | None, trace: Path | None, json: bool, quiet: bool
+    asked: Profile,
+    rate: float | None,
+    out: Path | None,
+    trace: Path | None,
+    telemetry: bool,
+    json: bool,
+    quiet: bool,
 ) -> int:
     """Measures strategy after strategy; shows what there is, whatever ends it."""
     from tunebatch.cli import output
+    from tunebatch.cli.before_loading import check_draft
     from tunebatch.cli.session import Session
     from tunebatch.cli.shape_rules import check_shapes
-    from tunebatch.cli.traffic import checked_spec
+    from tunebatch.cli.traffic import checked_spec, refuse_rate
     from tunebatch.engine.plan import OutOfDeviceMemoryError
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import ResultError, write_result
@@ -120,8 +129,11 @@ def _measured(
     defaults = [make_strategy(name) for name in asked.search.strategies]
     chosen = [within_slots(one, asked.device.max_slots) for one in defaults]
     check_shapes(asked, [one.name for one in chosen])
+    check_draft(asked, [one.name for one in chosen])
     spec = checked_spec(asked)
+    refuse_rate(rate, spec)
     folder = output.results_folder("compare", out)
+    output.check_folder(folder)
     traces = _trace_files(trace, [one.name for one in chosen])
     for file in traces.values():
         output.make_trace_folder(file)
@@ -130,7 +142,7 @@ def _measured(
     stopped: BaseException | None = None
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
-        session = Session.open(asked, spec)
+        session = Session.open(asked, spec, progress=progress)
         for line in [
             *session.describe(session.as_asked(rate)),
             *options.preset_notes(asked.search.strategies),
@@ -140,6 +152,9 @@ def _measured(
         if chosen != defaults:
             slots = asked.device.max_slots
             progress.note(f"max_batch_size {slots} instead of the default, as there are {slots} batch slots")
+        if telemetry:
+            progress.status("measuring matrix products and copies")
+            session.measure_ceilings()
         output.make_folder(folder)
         try:
             for index, one in enumerate(chosen, 1):
@@ -188,25 +203,16 @@ def _trace_files(trace: Path | None, names: list[str]) -> dict[str, Path]:
 
 
 def _saved(paths: list[Path], json: bool, quiet: bool) -> None:
+    from tunebatch.cli.comparable import other_versions, refuse_other_work
     from tunebatch.measure.result import read_result
-    from tunebatch.report.speculation import rates_text
 
     if len(paths) < 2:
         raise CliError(f"only {paths[0]} to compare; give at least two saved results")
     found = [read_result(path) for path in paths]
-    for path, result in zip(paths[1:], found[1:], strict=True):
-        for what, value in _identity(found[0]).items():
-            other = _identity(result)[what]
-            if other != value and not (what == "workload" and _differs_by_rate_only(found[0], result)):
-                difference = f"{what} {other!r}, not {value!r}"
-                if what == "workload":
-                    difference = f"another workload, {_traffic_difference(found[0], result)}"
-                raise CliError(f"{path} is not comparable with {paths[0]}: {difference}", NOT_COMPARABLE)
-    drawn = {rates_text(one.speculation.synthetic_acceptance) for one in found if one.speculation is not None}
-    if len(drawn) > 1:
-        raise CliError(f"not comparable: synthetic acceptance {' and '.join(sorted(drawn))}", NOT_COMPARABLE)
+    refuse_other_work(paths, found)
     marks = [chr(ord("A") + index) if len(paths) <= 26 else str(index + 1) for index in range(len(paths))]
     sources = [f"{mark}: {_source(path)}" for mark, path in zip(marks, paths, strict=True)]
+    sources += other_versions(list(zip(marks, found, strict=True)))
     _show(list(zip(marks, found, strict=True)), json, quiet, sources)
 
 
@@ -215,50 +221,13 @@ def _source(path: Path) -> str:
     return str(path.parent if path.name == "result.json" and path.parent.name else path)
 
 
-def _identity(result: RunResult) -> dict[str, Any]:
-    """What must be the same, or a difference is not the strategy's."""
-    return {
-        "workload": result.workload.get("fingerprint"),
-        "model": result.model.get("name"),
-        "dtype": result.model.get("dtype"),
-        "processor": result.environment.get("cpu"),
-        "GPU": result.environment.get("gpu"),
-        "SLO": result.slo,
-    }
-
-
-def _differs_by_rate_only(first: RunResult, other: RunResult) -> bool:
-    """The same traffic, which came faster in one and so, to last as long, had more requests."""
-    one, two = first.workload, other.workload
-    rates = one.get("rate_per_s"), two.get("rate_per_s")
-    if None in rates or rates[0] == rates[1] or one.get("likeness") is None:
-        return False
-    return one["likeness"] == two.get("likeness") and one.get("seed") == two.get("seed")
-
-
-def _traffic_difference(first: RunResult, other: RunResult) -> str:
-    """What a user can make equal; fingerprints only tell that something differs."""
-    differing = []
-    for key, words in (("rate_per_s", "rate"), ("seed", "seed"), ("num_requests", "requests")):
-        one, two = first.workload.get(key), other.workload.get(key)
-        if one != two:
-            # Without a rate requests come all at once, or one after another's answer.
-            shown = ["none" if value is None else f"{value}" for value in (two, one)]
-            differing.append(f"{words} {shown[0]}, not {shown[1]}")
-    if differing:
-        return "; ".join(differing)
-    return (
-        "of the same rate, seed and number of requests, but other prompts, lengths or times: "
-        f"{other.workload.get('description')!r}, not {first.workload.get('description')!r}"
-    )
-
-
 def _show(
     results: list[tuple[str, RunResult]], json: bool, quiet: bool, sources: list[str] | None = None
 ) -> None:
     """Results with their marks, which are empty for those measured now."""
     from tunebatch.cli import output
     from tunebatch.measure.result import to_json_dict
+    from tunebatch.report.conditions import common_conditions
     from tunebatch.report.device import caution_lines
     from tunebatch.report.screen import print_rows
     from tunebatch.report.sentence import fastest, fastest_line
@@ -277,7 +246,7 @@ def _show(
         winner=fastest(rows),
         rate_name=rate_name,
         offered=len(rates) > 1,
-        notes=sources or (),
+        notes=[*(sources or ()), *common_conditions(result.conditions for _, result in results)],
         ascii_only=output.ascii_only(),
         quiet=quiet,
     )

@@ -20,17 +20,24 @@ _ALONE = 4  # requests that show the pace of a strategy without batches
 
 
 def dry_run(
-    asked: Profile, session: Session, least_run_s: float, left_out: dict[str, str], json: bool
+    asked: Profile,
+    session: Session,
+    least_run_s: float,
+    at_once: bool,
+    left_out: dict[str, str],
+    json: bool,
 ) -> int:
     """Serves a few requests under every strategy for the prediction, and under the fastest with each feature;
     no strategy's capacity is measured.
 
     Args:
         least_run_s: How long requests arrive in a run that tells a capacity, however few would do.
+        at_once: How requests come in the runs that the SLO is held against.
         left_out: Features that will not be searched, and why.
     """
     from tunebatch.cli import output
-    from tunebatch.cli.traffic import needed_samples
+    from tunebatch.cli.traffic import needed_requests
+    from tunebatch.measure.warmup import num_warmup
     from tunebatch.tune.space import Space
     from tunebatch.tune.variants import NONE
 
@@ -61,7 +68,8 @@ def dry_run(
         "notes": list(workload.notes),
         "requests": len(workload.requests),
         "slo": asked.slo.texts(),
-        "samples_needed": dict(needed_samples(asked)),
+        "warmup_requests": num_warmup(len(workload.requests), at_once),
+        "requests_needed": dict(needed_requests(asked, at_once)),
     }
     if json:
         output.print_json(plan)
@@ -72,7 +80,6 @@ def dry_run(
 
 def _show(asked: Profile, plan: dict[str, Any]) -> None:
     from tunebatch.cli.feature_choice import left_out_lines
-    from tunebatch.cli.traffic import needed_samples
 
     search, few, served = asked.search, plan["requests"], plan["predicted_run_requests"]
     run_s, least_s = plan["predicted_run_s"], plan["predicted_least_time_s"]
@@ -87,14 +94,16 @@ def _show(asked: Profile, plan: dict[str, Any]) -> None:
     if max(served.values()) > few:
         told = ", ".join(f"{name} {count:,}" for name, count in served.items())
         print(f"predicted: it lasts {plan['least_run_s']:.3g} s at least, which takes requests: {told}")
-    spare = few > max((needed for _, needed in needed_samples(asked)), default=0)
+    spare = few > max(plan["requests_needed"].values(), default=0)
     short = too_short(least_s, search.time, spare and few in served.values())
     tried = "the defaults, each feature" if search.features else "the defaults"
     print(f"predicted: {tried} and the confirmation take about {about(least_s)}{short}")
     print(f"requests:  {plan['workload']}")
     for note in plan["notes"]:
         print(f"           {note}")
-    for name, needed in needed_samples(asked):
+    if warmup := plan["warmup_requests"]:
+        print(f"warm-up:   the first 10 % of a run's requests, here {warmup}, are in no percentile")
+    for name, needed in plan["requests_needed"].items():
         print(f"samples:   {name} needs {needed} requests, there are {few}: enough")
     print("no configuration was measured")
 

@@ -161,6 +161,13 @@ Trace = Annotated[
         show_default=False,
     ),
 ]
+Telemetry = Annotated[
+    bool,
+    typer.Option(
+        "--telemetry",
+        help="Measure first what the device can do, and tell how much of it each run used (MFU, MBU).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the answer only.")]
 

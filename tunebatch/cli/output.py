@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -82,6 +83,19 @@ def results_folder(command: str, out: Path | None) -> Path:
     while folder.exists():
         folder, again = Path("results") / f"{name}-{again}", again + 1
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Before a model is loaded: could ``make_folder`` make it? It makes nothing.
+
+    Raises:
+        CliError: It could not.
+    """
+    there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir():
+        raise CliError(f"--out {folder}: {os.strerror(errno.ENOTDIR).lower()}")
+    if not os.access(there, os.W_OK):
+        raise CliError(f"--out {folder}: {there} is not writable")
 
 
 def make_folder(folder: Path) -> None:

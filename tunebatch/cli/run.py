@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tunebatch.cli import options
 from tunebatch.cli.errors import INFEASIBLE, CliError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tunebatch.cli.session import Session
+    from tunebatch.engine.strategies import Strategy
+    from tunebatch.measure.result import RunResult
+    from tunebatch.report.progress import Progress
 
 
 def run(
@@ -41,13 +49,7 @@ def run(
     clock: Annotated[
         str, typer.Option(metavar="CLOCK", help="replay skips idle gaps; wall waits through them.")
     ] = "replay",
-    telemetry: Annotated[
-        bool,
-        typer.Option(
-            "--telemetry",
-            help="Measure first what the device can do, and tell how much of it the run used (MFU, MBU).",
-        ),
-    ] = False,
+    telemetry: options.Telemetry = False,
     out: options.Out = None,
     trace: options.Trace = None,
     json: options.Json = False,
@@ -55,24 +57,16 @@ def run(
 ) -> int:
     """Measure one strategy with its knobs on one workload."""
     from tunebatch.cli import output
+    from tunebatch.cli.before_loading import check_draft
     from tunebatch.cli.session import Session
     from tunebatch.cli.shape_rules import check_shapes
-    from tunebatch.cli.traffic import checked_spec
+    from tunebatch.cli.traffic import checked_spec, refuse_rate
     from tunebatch.engine.knobs import MAX_BATCH_SIZE
-    from tunebatch.engine.plan import OutOfDeviceMemoryError
     from tunebatch.engine.strategies import strategy as make_strategy
-    from tunebatch.measure.result import ResultError, to_json_dict, write_result
+    from tunebatch.measure.result import ResultError, write_result
     from tunebatch.profile import load_profile
-    from tunebatch.report.conditions import conditions_line
-    from tunebatch.report.device import caution_lines, device_lines
-    from tunebatch.report.latencies import NOTE, latency_table
     from tunebatch.report.perfetto import write_trace
     from tunebatch.report.progress import Progress
-    from tunebatch.report.prose import print_prose
-    from tunebatch.report.rows import Row
-    from tunebatch.report.screen import print_rows
-    from tunebatch.report.speculation import name_of, speculation_line
-    from tunebatch.report.why import hung_up_text
     from tunebatch.tune.space import within_slots
 
     options.check_one_strategy(strategy)
@@ -97,32 +91,23 @@ def run(
     )
     if clock not in ("replay", "wall"):
         raise CliError(f"unknown clock {clock!r}; one of replay, wall")
-    slots = asked.device.max_slots
-    if MAX_BATCH_SIZE.name not in knobs:
-        chosen = within_slots(chosen, slots)
+    slots, notes = asked.device.max_slots, options.preset_notes([strategy])
+    if MAX_BATCH_SIZE.name not in knobs and (fitting := within_slots(chosen, slots)) != chosen:
+        chosen = fitting
+        notes.append(f"max_batch_size {slots} instead of the default, as there are {slots} batch slots")
     options.check_slots(chosen, slots)
     check_shapes(asked, [chosen.name])
+    check_draft(asked, [chosen.name])
     spec = checked_spec(asked)
+    refuse_rate(rate, spec)
     folder = output.results_folder("run", out)
+    output.check_folder(folder)
     if trace is not None:
         output.make_trace_folder(trace)
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
-        session = Session.open(asked, spec, clock)
-        for line in [*session.describe(session.as_asked(rate)), *options.preset_notes([strategy])]:
-            progress.note(line)
-        progress.note(session.check_tokens([chosen]))
-        if chosen != make_strategy(strategy, knobs):
-            progress.note(f"max_batch_size {slots} instead of the default, as there are {slots} batch slots")
-        if telemetry:
-            progress.status("measuring matrix products and copies")
-            session.measure_ceilings()
-        output.make_folder(folder)
-        progress.status(f"measuring {chosen.label}")
-        try:
-            result = session.measure_as_asked(chosen, rate)
-        except OutOfDeviceMemoryError as error:
-            raise CliError(f"{chosen.label}: {error}", INFEASIBLE) from None
+        session = Session.open(asked, spec, clock, progress)
+        result = _measured(session, chosen, rate, telemetry, folder, notes, progress)
     unwritten: ResultError | None = None
     try:
         write_result(result, folder)
@@ -130,26 +115,7 @@ def run(
             write_trace(result, trace)
     except ResultError as error:
         unwritten = error  # no reason not to show it
-    if json:
-        output.print_json(to_json_dict(result))
-    else:
-        rows = [Row(result, result.metrics.request_throughput)]
-        console = output.stdout()
-        print_rows(console, rows, ascii_only=output.ascii_only(), quiet=quiet)
-        if not quiet:
-            console.print()
-            console.print(latency_table(result.metrics))
-            print_prose(console, NOTE, "dim")
-            if result.speculation is not None:
-                console.print(speculation_line(name_of(result), result.speculation), soft_wrap=True)
-            if result.conditions is not None:
-                console.print(conditions_line(result.conditions), soft_wrap=True)
-            for line in device_lines(result):
-                console.print(line, soft_wrap=True)
-        for line in caution_lines(rows):
-            print(f"caution: {line}")
-        if (gone := hung_up_text(rows)) is not None:
-            print(f"caution: {gone}")
+    _show(result, json, quiet)
     if unwritten is not None:
         raise unwritten
     if not (json or quiet):
@@ -159,3 +125,65 @@ def run(
             output.stderr().print(f"trace: {trace}; open it at ui.perfetto.dev", soft_wrap=True)
         output.stderr().print("next: tunebatch compare", soft_wrap=True)
     return 0
+
+
+def _measured(
+    session: Session,
+    chosen: Strategy,
+    rate: float | None,
+    telemetry: bool,
+    folder: Path,
+    notes: list[str],
+    progress: Progress,
+) -> RunResult:
+    """Says what is served, checks its tokens, and serves it once."""
+    from tunebatch.cli import output
+    from tunebatch.engine.plan import OutOfDeviceMemoryError
+
+    for line in [*session.describe(session.as_asked(rate)), *notes]:
+        progress.note(line)
+    progress.note(session.check_tokens([chosen]))
+    if telemetry:
+        progress.status("measuring matrix products and copies")
+        session.measure_ceilings()
+    output.make_folder(folder)
+    progress.status(f"measuring {chosen.label}")
+    try:
+        return session.measure_as_asked(chosen, rate)
+    except OutOfDeviceMemoryError as error:
+        raise CliError(f"{chosen.label}: {error}", INFEASIBLE) from None
+
+
+def _show(result: RunResult, json: bool, quiet: bool) -> None:
+    """One row, its latencies, and under which conditions they were measured."""
+    from tunebatch.cli import output
+    from tunebatch.measure.result import to_json_dict
+    from tunebatch.report.conditions import conditions_line
+    from tunebatch.report.device import caution_lines, device_lines
+    from tunebatch.report.latencies import NOTE, latency_table
+    from tunebatch.report.prose import print_prose
+    from tunebatch.report.rows import Row
+    from tunebatch.report.screen import print_rows
+    from tunebatch.report.speculation import name_of, speculation_line
+    from tunebatch.report.why import hung_up_text
+
+    if json:
+        output.print_json(to_json_dict(result))
+        return
+    rows = [Row(result, result.metrics.request_throughput)]
+    console = output.stdout()
+    print_rows(console, rows, ascii_only=output.ascii_only(), quiet=quiet)
+    if not quiet:
+        console.print()
+        console.print(latency_table(result.metrics))
+        print_prose(console, NOTE, "dim")
+        if result.speculation is not None:
+            console.print(speculation_line(name_of(result), result.speculation), soft_wrap=True)
+        if result.conditions is not None:
+            console.print(conditions_line(result.conditions), soft_wrap=True)
+        for line in device_lines(result):
+            console.print(line, soft_wrap=True)
+    for line in caution_lines(rows):
+        print(f"caution: {line}")
+    if (gone := hung_up_text(rows)) is not None:
+        print(f"caution: {gone}")

@@ -6,67 +6,23 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from tunebatch.cli.before_loading import check_draft
 from tunebatch.cli.errors import CliError
-from tunebatch.cli.traffic import has_own_schedule, needed_samples
+from tunebatch.cli.traffic import has_own_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from tunebatch.engine.clock import Clock
     from tunebatch.engine.strategies import Strategy
     from tunebatch.measure.result import RunResult
     from tunebatch.measure.telemetry.beside import Instruments
     from tunebatch.profile import Profile
+    from tunebatch.report.progress import Progress
     from tunebatch.workload.spec import Workload, WorkloadSpec
 
 _ROUND_REQUESTS = 32  # so that neighbouring rates share a workload
 _KEPT_WORKLOADS = 8
-
-
-def check_samples(profile: Profile, num_requests: int | None, trace: str = "") -> None:
-    """Refuses what could never be judged.
-
-    Args:
-        num_requests: None where only the trace knows.
-        trace: The trace that has no more of them, if it was read.
-
-    Raises:
-        CliError: A percentile needs more requests than there are.
-    """
-    from tunebatch.report.why import samples_problem
-
-    needed = needed_samples(profile)
-    problem = None if num_requests is None else samples_problem(needed, num_requests)
-    if problem is None:
-        return
-    if trace:
-        name, count = max(needed, key=lambda one: one[1])
-        problem = (
-            f"{name} needs at least {count} requests to be told, and {trace} gives {num_requests}; "
-            "use a longer trace or a lower percentile"
-        )
-    raise CliError(problem)
-
-
-def check_draft(profile: Profile, strategies: Iterable[str], features: Iterable[str] = ()) -> None:
-    """Refuses drafting with a model that there is not.
-
-    Args:
-        features: Those that a search adds.
-
-    Raises:
-        CliError: See there.
-    """
-    model = profile.model
-    if model.draft != "auto" or model.name == "bundled":
-        return
-    lacks = f"needs a draft model with the tokenizer of {model.name}: name it with --draft; or"
-    for name in strategies:
-        if "draft" in name.split("+"):
-            raise CliError(f"strategy {name} {lacks} draft without one, with +ngram")
-    if "draft" in features:
-        others = [feature for feature in features if feature != "draft"]
-        raise CliError(f"feature draft {lacks} leave it out, with --features {','.join(others) or 'none'}")
 
 
 @dataclass
@@ -81,8 +37,13 @@ class Session:
     _workloads: dict[tuple[int | None, int], Workload] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, profile: Profile, spec: WorkloadSpec, clock: str = "replay") -> Session:
+    def open(
+        cls, profile: Profile, spec: WorkloadSpec, clock: str = "replay", progress: Progress | None = None
+    ) -> Session:
         """Loads the model.
+
+        Args:
+            progress: Shows how far the capture of graphs has come.
 
         Raises:
             ModelError: See ``load_executor``.
@@ -102,6 +63,8 @@ class Session:
             utilization=device.utilization,
             draft=model.draft if model.draft != "auto" else None,
             compiler="inductor" if model.compile else None,
+            graphs=device.graphs,
+            told=_captures_shown(progress),
         )
         return cls(profile, spec, executor, clock, instruments_of(executor, device.price_per_hour))
 
@@ -250,14 +213,15 @@ class Session:
             CliError: There is no draft model.
             ModelError: See ``load_draft``.
         """
-        from tunebatch.execute.torch.draft_model import load_draft
-
         drafting = [one.name for one in strategies if one.drafter == "draft"]
         if not drafting or self.executor.drafter is not None:
             return
         check_draft(self.profile, drafting)
+        from tunebatch.execute.torch.draft_model import load_draft
+
         model = self.profile.model
-        load_draft(self.executor, "bundled" if model.draft == "auto" else model.draft, backend=model.backend)
+        name = "bundled" if model.draft == "auto" else model.draft
+        load_draft(self.executor, name, backend=model.backend, graphs=self.profile.device.graphs)
 
     def describe(self, workload: Workload) -> list[str]:
         """The model, the traffic, and what was done to the traffic; a line each."""
@@ -268,6 +232,7 @@ class Session:
         return [
             f"model: {', '.join(shown)}",
             *_window_lines(facts.get("context_bound_by_window")),
+            *_graph_lines(facts.get("cuda_graphs")),
             *self._drawn(),
             f"workload: {workload.description}",
             *(f"  {note}" for note in workload.notes),
@@ -313,6 +278,26 @@ def _window_lines(bound: Sequence[int] | None) -> list[str]:
         f"  served up to {window:,} of its {own:,} tokens of context: its sliding window is longer than what "
         "is checked when a model loads, so no request goes beyond it"
     ]
+
+
+def _graph_lines(captured: dict[str, Any] | None) -> list[str]:
+    if captured is None:
+        return []
+    without = f"; {captured['without']}" if "without" in captured else ""
+    if not captured["graphs"]:
+        return [f"  no CUDA graphs, every step is launched kernel by kernel{without}"]
+    taken = f"{captured['graphs']} CUDA graphs captured in {captured['seconds']:.1f} s"
+    return [f"  {taken}, {captured['mib']:,.0f} MiB{without}"]
+
+
+def _captures_shown(progress: Progress | None) -> Callable[[int, int], None]:
+    """On a terminal every graph; elsewhere, where each were a line, that it has begun."""
+
+    def shown(count: int, wanted: int) -> None:
+        if progress is not None and (progress.live or count == 1):
+            progress.status(f"capturing CUDA graphs: {count} of {wanted}")
+
+    return shown
 
 
 def _at(rate: float | None, workload: Workload) -> Workload:

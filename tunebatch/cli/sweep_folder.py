@@ -6,9 +6,12 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunebatch.cli.errors import CliError
+
+if TYPE_CHECKING:
+    from tunebatch.profile import Profile
 
 _FILE = "command.json"
 _TRACE_FILE = "TUNEBATCH_WORKLOAD_TRACE_FILE"
@@ -29,8 +32,8 @@ def begun(folder: Path) -> bool:
     return (folder / _FILE).is_file()
 
 
-def resumed(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
-    """What the sweep was begun with, changed by the flags given now.
+def resumed(folder: Path, call: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the sweep was begun with, and the same changed by the flags given now.
 
     Raises:
         CliError: No sweep was begun there, or one with another profile.
@@ -38,7 +41,9 @@ def resumed(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
     import json
 
     try:
-        old: dict[str, Any] = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        text = (folder / _FILE).read_text(encoding="utf-8")
+        begun_with: dict[str, Any] = {"environment": {}, **json.loads(text)}
+        old: dict[str, Any] = json.loads(text)
         for section, keys in call["flags"].items():
             given = {key: value for key, value in keys.items() if value is not None}
             old["flags"].setdefault(section, {}).update(given)
@@ -54,7 +59,42 @@ def resumed(folder: Path, call: dict[str, Any]) -> dict[str, Any]:
             f"--resume {folder}: that sweep was begun with --profile {profile}; "
             f"leave out --profile {given}, or begin another sweep with it"
         )
-    return old
+    return begun_with, old
+
+
+def refuse_other_question(folder: Path, begun_with: Profile, asked: Profile) -> None:
+    """Refuses, before a model is loaded, to go on with what its numbers could not be compared with; what only
+    the model and the machine tell is looked at when it is loaded.
+
+    Raises:
+        CliError: Another model, traffic, SLO, objective or set of strategies.
+    """
+    before, now = _question(begun_with), _question(asked)
+    for name in before | now:
+        if before.get(name) != now.get(name):
+            raise CliError(
+                f"{folder} holds a sweep with {name} = {before.get(name)!r}, not {now.get(name)!r}; "
+                "choose another directory, or repeat its settings to resume it"
+            )
+
+
+def _question(asked: Profile) -> dict[str, Any]:
+    traffic = asked.workload.given()
+    if "trace_file" in traffic:
+        traffic["trace_file"] = str(Path(traffic["trace_file"]).resolve())
+    return {
+        "strategies": asked.search.strategies,
+        "objective": asked.search.objective,
+        "seed": asked.search.seed,
+        "slo": asked.slo.texts(),
+        "model": asked.model.name,
+        "draft": asked.model.draft,
+        "acceptance": list(asked.model.acceptance),
+        "block_size": asked.device.block_size,
+        "num_blocks": asked.device.num_blocks,
+        "max_slots": asked.device.max_slots,
+        **{f"[workload] {name}": value for name, value in traffic.items()},
+    }
 
 
 def settings_of(environ: Mapping[str, str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from tunebatch.cli.errors import CliError
 if TYPE_CHECKING:
     from tunebatch.cli.session import Session
     from tunebatch.profile import Profile
+    from tunebatch.report.progress import Progress
     from tunebatch.workload.spec import WorkloadSpec
 
 _MOST_REQUESTS = 200_000  # of one run: more are not drawn in any time
@@ -24,7 +25,7 @@ def start_rate(asked: Profile, call: dict[str, Any], spec: WorkloadSpec, least_s
     Raises:
         CliError: A run at it would take more requests than can be drawn.
     """
-    rate: float | None = call["start_rate"] or asked.workload.rate_per_s
+    rate = _rate(asked, call)
     drawn = asked.search.objective == "capacity" and spec.trace_file is None
     if rate is not None and drawn and rate * least_s > _MOST_REQUESTS:
         said = "--start-rate" if call["start_rate"] else "[workload] rate_per_s ="
@@ -33,6 +34,16 @@ def start_rate(asked: Profile, call: dict[str, Any], spec: WorkloadSpec, least_s
             f"{rate * least_s:.2g} of them; the highest rate to begin at is {_MOST_REQUESTS / least_s:.3g}"
         )
     return rate
+
+
+def _rate(asked: Profile, call: dict[str, Any]) -> float | None:
+    rate: float | None = call["start_rate"] or asked.workload.rate_per_s
+    return rate
+
+
+def judged_at_once(asked: Profile, call: dict[str, Any]) -> bool:
+    """The SLO is held against runs in which all requests come at once."""
+    return asked.search.objective == "throughput" and _rate(asked, call) is None
 
 
 def identity(session: Session) -> dict[str, Any]:
@@ -50,6 +61,8 @@ def identity(session: Session) -> dict[str, Any]:
         # What is found by itself differs a little from session to session.
         "num_blocks": asked.device.num_blocks,
         "max_slots": asked.device.max_slots,
+        **({"graphs": True} if model.get("cuda_graphs", {}).get("graphs") else {}),
+        "warmup": "first 10 %",
         **{name: machine[name] for name in ("torch", "cpu", "gpu")},
         "workload": session.workload().fingerprint(),
     }
@@ -84,24 +97,32 @@ def has_slo_of_other_traffic(asked: Profile, call: dict[str, Any]) -> bool:
     return spec.arrivals == "closed" or (spec.arrivals == "burst" and not paced)
 
 
-def checked_spec(asked: Profile) -> WorkloadSpec:
-    """The traffic, once it is known to have requests enough for the SLO."""
-    from tunebatch.cli.session import check_samples
+def checked_spec(asked: Profile, call: dict[str, Any]) -> WorkloadSpec:
+    """The traffic, once it is known to have requests enough for the SLO, and a rhythm where it needs one."""
+    from tunebatch.cli.before_loading import check_samples
 
-    spec = traffic.checked_spec(asked)
-    check_samples(asked, spec.num_requests)
+    at_once, spec = judged_at_once(asked, call), traffic.workload_spec(asked)
+    if asked.search.objective == "capacity" and not traffic.has_rhythm(spec):
+        raise _no_rhythm(spec.name)
+    check_samples(asked, spec.num_requests, at_once)
+    check_samples(asked, traffic.num_recorded(asked, spec), at_once, spec.name)
     return spec
 
 
-def opened(asked: Profile, spec: WorkloadSpec) -> Session:
-    """The model with its traffic, once that is known to be fit for the search."""
-    from tunebatch.cli.session import Session, check_samples
+def _no_rhythm(name: str) -> CliError:
+    return CliError(f"workload {name} has no arrivals to scale, so no capacity: use --objective throughput")
 
-    session = Session.open(asked, spec)
+
+def opened(
+    asked: Profile, spec: WorkloadSpec, call: dict[str, Any], progress: Progress | None = None
+) -> Session:
+    """The model with its traffic, once that is known to be fit for the search."""
+    from tunebatch.cli.before_loading import check_samples
+    from tunebatch.cli.session import Session
+
+    session = Session.open(asked, spec, progress=progress)
     workload = session.workload()
     if asked.search.objective == "capacity" and workload.unit_arrivals_s is None:
-        raise CliError(
-            f"workload {workload.name} has no arrivals to scale, so no capacity: use --objective throughput"
-        )
-    check_samples(asked, len(workload.requests), workload.name)
+        raise _no_rhythm(workload.name)
+    check_samples(asked, len(workload.requests), judged_at_once(asked, call), workload.name)
     return session

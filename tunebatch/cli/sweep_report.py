@@ -9,6 +9,7 @@ from tunebatch.cli.sweep_margin import is_recorded, margin_lines, unsure
 from tunebatch.cli.sweep_words import found_text, missed_text, short_text, strategy_text, unit_of
 from tunebatch.engine.knobs import MAX_BATCH_SIZE
 from tunebatch.measure.telemetry.cautions import NOISY_SHARE
+from tunebatch.report.conditions import common_conditions
 from tunebatch.report.device import caution_lines
 from tunebatch.report.rows import Row, clock_time, knobs_text, number
 from tunebatch.report.screen import print_rows
@@ -139,8 +140,19 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
         gain = Gain(outcome.gain, *(outcome.gain_interval or (None, None)))
     row = rows[shown.index(best.config)]
     line = winner_line(row, rows, gain, inside_slo=len(asked.slo) > 0, unit=unit_of(asked))
-    line += "; tuning did not help: these are the default knobs" if default_won else ""
+    if default_won:
+        line += default_told(best, outcome)
     return line + _rivals(row, rows)
+
+
+def default_told(best: TrialFacts, outcome: SweepOutcome) -> str:
+    """What it says about other knobs that the defaults won."""
+    same = [trial for trial in outcome.trials if trial.chosen.policy == best.chosen.policy]
+    if not best.chosen.shown_knobs:
+        return ""
+    if any(trial.knobs != best.knobs for trial in same):
+        return "; tuning did not help: these are the default knobs"
+    return "; these are the default knobs, and there was no time to try others"
 
 
 def _rivals(winner: Row, rows: Sequence[Row]) -> str:
@@ -167,6 +179,7 @@ def print_outcome(
             headline=line,
             winner=winner_row(outcome, rows),
             rate_name=name,
+            notes=common_conditions(row.result.conditions for row in rows),
             ascii_only=ascii_only,
             quiet=quiet,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,26 +77,63 @@ def checked_spec(profile: Profile) -> WorkloadSpec:
     Raises:
         CliError: Of a broken trace it names the file, the line and what is wrong there.
     """
-    from tunebatch.cli.tokenizer import text_to_ids
-    from tunebatch.workload.recorded import recorded_rows
-
     spec = workload_spec(profile)
-    if spec.trace_file is None:
-        return spec
-    try:
-        recorded_rows(spec, text_to_ids(profile.model.name), spec.seed, notes=[])
-    except ValueError as error:
-        raise CliError(str(error)) from None
+    num_recorded(profile, spec)
     return spec
 
 
-def needed_samples(profile: Profile) -> list[tuple[str, int]]:
-    """Requests that each limit's statistic needs, of which each gives one sample at most."""
+def num_recorded(profile: Profile, spec: WorkloadSpec) -> int | None:
+    """Requests that the trace has for the description; None without a trace.
+
+    Raises:
+        CliError: See ``checked_spec``.
+    """
+    from tunebatch.cli.tokenizer import text_to_ids
+    from tunebatch.workload.recorded import recorded_rows
+
+    if spec.trace_file is None:
+        return None
+    try:
+        return len(recorded_rows(spec, text_to_ids(profile.model.name), spec.seed, notes=[]))
+    except ValueError as error:
+        raise CliError(str(error)) from None
+
+
+def refuse_rate(rate: float | None, spec: WorkloadSpec) -> None:
+    """Refuses, before a model is loaded, a rate for traffic that has no rhythm to play at it.
+
+    Raises:
+        CliError: It comes in a closed loop, or all at once. Of a trace only its rows could tell.
+    """
+    if rate is not None and not has_rhythm(spec):
+        how = "in a closed loop" if spec.arrivals == "closed" else "all at once"
+        raise CliError(
+            f"--rate {rate:g}: the requests of {spec.name} come {how}; leave it out, or give them an arrival "
+            "process, with [workload] arrivals = 'poisson'"
+        )
+
+
+def has_rhythm(spec: WorkloadSpec) -> bool:
+    """Whether the traffic can be played at another rate; of a trace only its rows could tell."""
+    if spec.arrivals == "burst":
+        paced = spec.rate_per_s is not None or spec.burst_gap_s is not None
+        whole = spec.num_requests if spec.num_requests is not None else math.inf
+        return paced and spec.burst_size is not None and spec.burst_size < whole
+    return spec.arrivals != "closed"
+
+
+def needed_requests(profile: Profile, at_once: bool) -> list[tuple[str, int]]:
+    """Requests that each limit's statistic needs: each gives one sample at most, and in the warm-up none.
+
+    Args:
+        at_once: All requests come at once, so that there is no warm-up.
+    """
     from tunebatch.measure.limits import QUANTILES
     from tunebatch.measure.percentiles import samples_needed
+    from tunebatch.measure.warmup import requests_for
 
     return [
-        (limit.name, samples_needed(QUANTILES[limit.statistic]))
+        (limit.name, requests_for(samples_needed(QUANTILES[limit.statistic]), at_once))
         for limit in profile.slo
         if limit.statistic in QUANTILES
     ]
@@ -113,7 +151,7 @@ def _is_format(name: str, given: dict[str, Any]) -> None:
 
 def _enough(profile: Profile) -> int | None:
     """Requests for the SLO's percentiles, and some to spare for those without a second token."""
-    needed = max((count for _, count in needed_samples(profile)), default=None)
+    needed = max((count for _, count in needed_requests(profile, at_once=False)), default=None)
     return None if needed is None else -(-needed * 6 // 5)
 
 

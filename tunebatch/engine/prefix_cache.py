@@ -121,3 +121,47 @@ class PrefixCache:
         node = self._nodes.pop(block)
         assert node.parent is not None
         del node.parent.children[node.tokens]
+
+
+class Computing:
+    """The blocks that prompts are about to cache, so that others that begin alike can wait for them.
+
+    A prompt that is being computed announces the first block that it will add to the cache, and after each
+    of its chunks the next. Who would compute that block too finds it in a later step, and with it what else
+    the two share; SGLang puts such requests off as well (in-batch prefix caching, from 32 tokens on).
+    """
+
+    __slots__ = ("_keys", "_owners")
+
+    def __init__(self) -> None:
+        self._owners: dict[tuple[CachedBlock, bytes], list[bytes]] = {}
+        self._keys: dict[int, tuple[CachedBlock, bytes]] = {}
+
+    def announce(self, owner: int, node: CachedBlock, blocks: list[bytes]) -> None:
+        """Sequence ``owner`` goes on after ``node`` with its ``blocks``, all that its prompt fills."""
+        self.forget(owner)
+        if node.depth < len(blocks):
+            key = (node, blocks[node.depth])
+            if key not in self._owners:
+                self._owners[key] = blocks
+                self._keys[owner] = key
+
+    def forget(self, owner: int) -> None:
+        """The sequence computes no prompt any more."""
+        key = self._keys.pop(owner, None)
+        if key is not None:
+            del self._owners[key]
+
+    def __contains__(self, owner: int) -> bool:
+        return owner in self._keys
+
+    def num_alike(self, node: CachedBlock, blocks: list[bytes], count: int) -> int:
+        """How many of the first ``count`` blocks, from ``node`` on, are being computed for another."""
+        count = min(count, len(blocks))
+        if not self._owners or node.depth >= count:
+            return 0
+        theirs = self._owners.get((node, blocks[node.depth]), [])
+        alike = node.depth
+        while alike < min(count, len(theirs)) and blocks[alike] == theirs[alike]:
+            alike += 1
+        return alike - node.depth

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from tunebatch.engine.blocks import BlockPool
 from tunebatch.engine.group import DecodeGroup
 from tunebatch.engine.plan import Slice, StepPlan
-from tunebatch.engine.prefix_cache import CachedBlock, PrefixCache
+from tunebatch.engine.prefix_cache import CachedBlock, Computing, PrefixCache
 from tunebatch.engine.records import EndReason, RequestRecord
 from tunebatch.engine.request import Request
 from tunebatch.engine.sequence import Sequence, Status
@@ -22,6 +22,8 @@ from tunebatch.engine.speculation.speculator import Speculator
 # Part of the pool that admission leaves free for the sequences that already run, so that a new
 # prompt is not admitted only to be preempted by the next block that they need (vLLM's watermark).
 ADMISSION_WATERMARK = 0.01
+# A request waits for blocks that another prompt is just computing, if there are so many that it shares.
+LEAST_AWAITED_BLOCKS = 2
 
 
 class Queues:
@@ -56,6 +58,7 @@ class Queues:
     ) -> None:
         self.kv = BlockPool(num_blocks, block_size)
         self.prefixes = PrefixCache(self.kv) if prefix_caching else None
+        self._computing = Computing()
         self.decodes = DecodeGroup(block_size)
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()
         self.running: OrderedDict[int, Sequence] = OrderedDict()
@@ -147,12 +150,16 @@ class Queues:
 
         It gets the blocks of its whole prompt, however few of its tokens the first chunk computes: a
         prompt that has begun then never waits for blocks, so two of them cannot wait for each other.
-        Those of its beginning that are cached it shares, and computes what comes after them.
+        Those of its beginning that are cached it shares, and computes what comes after them. While another
+        prompt computes what comes after them, it waits: that one gets a part of every step that computes
+        prompts, so this lasts until it has got to where they differ, or has been preempted or cancelled.
         """
         sequence = sequence or self.oldest_waiting
         if sequence is None or not self._free_slots:
             return False
         hit = self._hit(sequence)
+        if hit is not None and self._is_computed(sequence, hit):
+            return False
         shared = [] if hit is None else hit.path()
         num_blocks = self.kv.blocks_for(sequence.num_tokens) - len(shared)
         reserve = self._watermark if self.running else 0
@@ -241,6 +248,11 @@ class Queues:
             return
         tokens, count = self._filled(sequence)
         sequence.cached = self.prefixes.extend(sequence.cached, tokens, count, sequence.block_table)
+        if sequence.id in self._computing:
+            if sequence.num_uncomputed:
+                self._computing.announce(sequence.id, sequence.cached, tokens)
+            else:
+                self._computing.forget(sequence.id)
 
     def check_integrity(self) -> None:
         """Assert what must hold between any two steps; for tests."""
@@ -316,6 +328,12 @@ class Queues:
         count = (sequence.num_tokens - 1) // self.kv.block_size
         return self.prefixes.lookup(sequence.block_tokens(count, self.kv.block_size), count)
 
+    def _is_computed(self, sequence: Sequence, hit: CachedBlock) -> bool:
+        """Another prompt computes much of what comes after the hit."""
+        count = (sequence.num_tokens - 1) // self.kv.block_size
+        blocks = sequence.block_tokens(count, self.kv.block_size)
+        return self._computing.num_alike(hit, blocks, count) >= LEAST_AWAITED_BLOCKS
+
     def _filled(self, sequence: Sequence) -> tuple[list[bytes], int]:
         """Tokens of a sequence's blocks, and how many of those blocks are computed to their end."""
         computed = self.decodes.num_computed(sequence) if sequence.row >= 0 else sequence.num_computed
@@ -330,6 +348,9 @@ class Queues:
         sequence.slot = heapq.heappop(self._free_slots)
         sequence.slot_since_s = now
         sequence.status = Status.PREFILL
+        if sequence.cached is not None:
+            blocks = sequence.block_tokens(sequence.num_tokens // self.kv.block_size, self.kv.block_size)
+            self._computing.announce(sequence.id, sequence.cached, blocks)
         # What a preempted sequence finds again it had computed itself; that saved nobody anything.
         if not sequence.record.num_preemptions:
             sequence.record.num_cached_tokens = sequence.num_computed
@@ -353,6 +374,7 @@ class Queues:
         if sequence.row >= 0:
             self._leave_decodes(sequence)
         self.partial.pop(sequence.id, None)
+        self._computing.forget(sequence.id)
         if self.prefixes is not None and sequence.cached is not None:
             tokens, count = self._filled(sequence)
             self.prefixes.settle(sequence.cached, tokens, count, sequence.block_table)

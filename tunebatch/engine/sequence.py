@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence as SequenceOf
 from enum import Enum
 
 from tunebatch.engine.prefix_cache import CachedBlock
@@ -96,6 +95,8 @@ class Sequence:
         end = start + count
         if end <= len(prompt):
             return list(prompt[start:end])
+        if start >= len(prompt):
+            return self.output[start - len(prompt) : end - len(prompt)]
         return [*prompt[start:], *self.output[max(0, start - len(prompt)) : end - len(prompt)]]
 
     def block_tokens(self, count: int, block_size: int) -> list[bytes]:
@@ -103,21 +104,22 @@ class Sequence:
         as are full of known tokens. Made once; the caller must not change it."""
         made = self._block_tokens
         if not made:
-            made += _blocks(self.request.prompt, block_size)
+            made += _blocks(self.request.packed, block_size)
         if len(made) < count:
             # An executor that computes no tokens leaves the output behind its count.
             known = len(self.request.prompt)
             if len(self.output) >= self.num_output:
                 known += len(self.output)
             first = len(made) * block_size
-            made += _blocks(self.token_ids(first, min(count * block_size, known) - first), block_size)
+            tokens = self.token_ids(first, min(count * block_size, known) - first)
+            made += _blocks(struct.pack(f"<{len(tokens)}I", *tokens), block_size)
         return made
 
     def __repr__(self) -> str:
         return f"Sequence({self.id}, {self.status.value}, computed={self.num_computed}/{self.num_tokens})"
 
 
-def _blocks(tokens: SequenceOf[int], block_size: int) -> tuple[bytes, ...]:
-    """The full blocks of the tokens, packed: in C throughout, as a request's first lookup pays for it."""
-    packed = struct.pack(f"{len(tokens)}I", *tokens)
-    return struct.unpack_from(f"{4 * block_size}s" * (len(tokens) // block_size), packed)
+def _blocks(packed: bytes, block_size: int) -> tuple[bytes, ...]:
+    """The full blocks of packed tokens: in C throughout, as a request's first lookup pays for it."""
+    size = 4 * block_size
+    return struct.unpack_from(f"{size}s" * (len(packed) // size), packed)

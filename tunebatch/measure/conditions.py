@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from tunebatch.engine.records import SpeculationRecord
 from tunebatch.measure.metrics import Metrics
+from tunebatch.measure.warmup import warmup_text
 
 WINDOW = "first arrival to last token"
 
@@ -17,8 +17,8 @@ class Conditions:
 
     Attributes:
         clock: ``replay``, ``wall`` or ``virtual``, see ``engine.clock``.
-        warmup: What was left out as warm-up. Nothing is: kernels are compiled and the model has run before
-            the clock starts, and how a server begins counts.
+        warmup: What is in no statistic of a latency, see ``measure.warmup``. Kernels are compiled and the
+            model has run before the clock starts.
         window: What rates are over; ``window_s`` long.
         seed: Of arrivals, lengths and prompts.
         hit_rate: Prompt tokens that were found in the prefix cache, as a share of those of all requests that
@@ -30,7 +30,7 @@ class Conditions:
     window_s: float
     seed: int
     hit_rate: float | None
-    warmup: Literal["none"] = "none"
+    warmup: str = "none"
     window: str = WINDOW
     synthetic_acceptance: bool = False
 
@@ -40,4 +40,11 @@ def conditions(
 ) -> Conditions:
     """The conditions of a run that has ended."""
     drawn = speculation is not None and bool(speculation.synthetic_acceptance)
-    return Conditions(clock, metrics.duration_s, seed, metrics.hit_rate, synthetic_acceptance=drawn)
+    return Conditions(
+        clock,
+        metrics.duration_s,
+        seed,
+        metrics.hit_rate,
+        warmup=warmup_text(metrics.num_warmup, metrics.num_requests),
+        synthetic_acceptance=drawn,
+    )

@@ -25,7 +25,8 @@ class EarlyStop:
 
     Args:
         slo: What the run has to keep.
-        num_requests: Requests in the whole workload, also an upper bound of those with a TPOT.
+        num_requests: Requests of the workload whose latencies count, also an upper bound of those with a
+            TPOT.
     """
 
     __slots__ = ("_allowed", "_e2e", "_limits", "_tpot", "_ttft", "_violations")

@@ -47,6 +47,8 @@ class Metrics:
         saved_prefill_tokens: Those of ``total_input_tokens`` that were cached when their requests were first
             admitted, and so not computed. None without prefix caching.
         hit_rate: Their share of ``total_input_tokens``.
+        num_warmup: The first requests, which are in no distribution of a latency, but in all counts and
+            rates.
     """
 
     duration_s: float
@@ -80,13 +82,23 @@ class Metrics:
     judged_ttft: Distribution | None = None
     saved_prefill_tokens: int | None = None
     hit_rate: float | None = None
+    num_warmup: int = 0
+
+    @property
+    def num_counted(self) -> int:
+        """Requests whose latencies count."""
+        return self.num_requests - self.num_warmup
 
     def distribution(self, metric: MetricName) -> Distribution:
         return {"ttft": self.ttft, "tpot": self.tpot, "itl": self.itl, "e2e": self.e2e}[metric]
 
 
-def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
-    """The metrics of a run, with goodput where there is an SLO."""
+def summarize(record: RunRecord, slo: Slo | None = None, num_warmup: int = 0) -> Metrics:
+    """The metrics of a run, with goodput where there is an SLO.
+
+    Args:
+        num_warmup: Of the requests that arrived first; see ``measure.warmup``.
+    """
     requests = record.requests
     times = _Times(requests)
     ended = {reason: sum(r.end_reason is reason for r in requests) for reason in EndReason}
@@ -95,6 +107,7 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
     done = completed & times.served
     cancelled = np.array([r.end_reason is EndReason.CANCELLED for r in requests], dtype=bool)
     gone = cancelled & ~times.served
+    counted = np.arange(len(requests)) >= num_warmup
     times.give_up(requests, gone)
     duration = 0.0
     if times.served.any():
@@ -127,10 +140,10 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
         output_throughput=rate(num_output),
         total_token_throughput=rate(num_input + num_output),
         request_goodput=None if slo is None else rate(int((done & times.keeps(slo)).sum())),
-        ttft=distribution(times.ttft[times.served]),
-        tpot=distribution(times.tpot[(completed | cancelled) & (times.counts >= 2)]),
-        itl=distribution(times.gaps(), clusters=int((times.counts >= 2).sum())),
-        e2e=distribution(times.e2e[done]),
+        ttft=distribution(times.ttft[times.served & counted]),
+        tpot=distribution(times.tpot[(completed | cancelled) & (times.counts >= 2) & counted]),
+        itl=distribution(times.gaps(counted), clusters=int(((times.counts >= 2) & counted).sum())),
+        e2e=distribution(times.e2e[done & counted]),
         bubble=steps.bubble,
         mean_batch=steps.mean_batch,
         mean_kv_use=steps.mean_kv_use,
@@ -143,9 +156,10 @@ def summarize(record: RunRecord, slo: Slo | None = None) -> Metrics:
         where=split_time(record),
         ttft_growth_s=times.ttft_growth(),
         hung_up=int(gone.sum()),
-        judged_ttft=times.judged_ttft(slo, gone),
+        judged_ttft=times.judged_ttft(slo, gone, counted),
         saved_prefill_tokens=saved,
         hit_rate=saved / num_input if saved is not None and num_input else None,
+        num_warmup=min(num_warmup, len(requests)),
     )
 
 
@@ -179,13 +193,15 @@ class _Times:
         """Who hangs up before the first token has waited until then."""
         self._waited = np.where(gone, [r.end_s - r.arrival_s for r in requests], self.ttft)
 
-    def judged_ttft(self, slo: Slo | None, gone: NDArray[np.bool_]) -> Distribution | None:
+    def judged_ttft(
+        self, slo: Slo | None, gone: NDArray[np.bool_], counted: NDArray[np.bool_]
+    ) -> Distribution | None:
         limit_s = max((limit.limit_s for limit in slo or () if limit.metric == "ttft"), default=None)
-        if limit_s is None or not gone.any():
+        if limit_s is None or not (gone & counted).any():
             return None
         beyond = np.maximum(self._waited, np.nextafter(limit_s, np.inf))
         judged = np.where(gone, beyond, self.ttft)
-        return distribution(judged[self.served | gone])
+        return distribution(judged[(self.served | gone) & counted])
 
     def ttft_growth(self) -> float | None:
         ordered = self._waited[np.argsort(self.arrival, kind="stable")]
@@ -194,9 +210,9 @@ class _Times:
         early, late = early[~np.isnan(early)], late[~np.isnan(late)]
         return float(late.mean() - early.mean()) if early.size and late.size else None
 
-    def gaps(self) -> FloatArray:
-        """All gaps between the tokens of one request, pooled."""
-        inside = np.ones(self._gaps.size, dtype=bool)
+    def gaps(self, counted: NDArray[np.bool_]) -> FloatArray:
+        """All gaps between the tokens of one of these requests, pooled."""
+        inside = np.repeat(counted, self.counts)
         inside[self._starts] = False
         return self._gaps[inside]
 

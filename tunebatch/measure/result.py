@@ -40,6 +40,7 @@ REQUEST_COLUMNS = (
     "accepted",
     *PARTS,
     "end_reason",
+    "warmup",
 )
 
 
@@ -174,7 +175,7 @@ def write_result(result: RunResult, directory: str | os.PathLike[str]) -> Path:
     writers: dict[str, Callable[[TextIO], None]] = {}
     record = result.record
     if record is not None:
-        writers["requests.csv"] = lambda file: _write_requests(file, record)
+        writers["requests.csv"] = lambda file: _write_requests(file, record, result.metrics.num_warmup)
         writers["steps.csv"] = lambda file: _write_steps(file, record.steps)
     text = json.dumps(to_json_dict(result), indent=2, allow_nan=False) + "\n"
 
@@ -203,12 +204,12 @@ def _holds(file: Path, text: str) -> bool:
         return False
 
 
-def _write_requests(file: TextIO, record: RunRecord) -> None:
+def _write_requests(file: TextIO, record: RunRecord, num_warmup: int) -> None:
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(REQUEST_COLUMNS)
     split = split_by_request(record)
     spent = zip(*(split[part].tolist() for part in PARTS), strict=True)
-    for request, parts in zip(record.requests, spent, strict=True):
+    for place, (request, parts) in enumerate(zip(record.requests, spent, strict=True)):
         rows.writerow(
             (
                 request.id,
@@ -225,6 +226,7 @@ def _write_requests(file: TextIO, record: RunRecord) -> None:
                 request.num_accepted,
                 *parts,
                 request.end_reason.value,
+                int(place < num_warmup),
             )
         )
 

@@ -1,16 +1,40 @@
-"""Under which conditions a run was measured, in one line."""
+"""Under which conditions runs were measured, in one line."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from tunebatch.measure.conditions import Conditions
 from tunebatch.report.rows import duration, percent
 
+_CLOCKS = {
+    "replay": " (steps measured, idle gaps skipped)",
+    "wall": " (idle gaps waited through)",
+    "virtual": " (predicted, not measured)",
+}
+
 
 def conditions_line(told: Conditions) -> str:
-    """``measured: replay clock; warm-up left out: none; window 8.12 s, ...; seed 0; hit rate ...``"""
+    """``measured: replay clock; warm-up, in no percentile: first 7 of 78 requests; window 8.12 s, ...``"""
     hits = "no prefix cache" if told.hit_rate is None else f"hit rate {percent(told.hit_rate)}"
     drawn = "; synthetic acceptance" if told.synthetic_acceptance else ""
     return (
-        f"measured: {told.clock} clock; warm-up left out: {told.warmup}; window {duration(told.window_s)}, "
-        f"{told.window}; seed {told.seed}; {hits}{drawn}"
+        f"measured: {told.clock} clock; warm-up, in no percentile: {told.warmup}; "
+        f"window {duration(told.window_s)}, {told.window}; seed {told.seed}; {hits}{drawn}"
     )
+
+
+def common_conditions(runs: Iterable[Conditions | None]) -> list[str]:
+    """Which clock gave the times of several runs, and what is in none of their percentiles; nothing where no
+    run tells it."""
+    told = [one for one in runs if one is not None]
+    if not told:
+        return []
+    clocks = [f"{clock} clock{_CLOCKS.get(clock, '')}" for clock in sorted({one.clock for one in told})]
+    without = sum(one.warmup == "none" for one in told)
+    warmup = "the first 10 % of a run's requests are warm-up, in no percentile"
+    if without == len(told):
+        warmup = "no warm-up is left out"
+    elif without:
+        warmup += ", but of some runs nothing was left out"
+    return [f"times: {', '.join(clocks)}; {warmup}"]

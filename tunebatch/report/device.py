@@ -17,8 +17,8 @@ _ENERGY = {"counter": "by the GPU's counter", "power": "from its power over time
 
 
 def device_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """``GPU``, the share of the time in which it was busy, ``J/token``, and what a million output tokens
-    cost; only columns that any row can fill."""
+    """``GPU``, the share of the time in which it was busy, ``MFU``, ``MBU``, ``J/token``, and what a million
+    output tokens cost; only columns that any row can fill."""
     told = [row.result.telemetry for row in rows]
     busy = [None if one is None or one.gpu is None else one.gpu.sm_utilization for one in told]
     joules = [None if one is None else one.joules_per_output_token for one in told]
@@ -26,6 +26,12 @@ def device_columns(rows: Sequence[Row]) -> dict[str, list[str]]:
     columns = {}
     if any(share is not None for share in busy):
         columns["GPU"] = [_NOT_TOLD if share is None else percent(share) for share in busy]
+    used = [None if one is None else one.utilization for one in told]
+    mfu = [None if one is None else one.mfu for one in used]
+    mbu = [None if one is None else one.mbu for one in used]
+    for name, found in (("MFU", mfu), ("MBU", mbu)):
+        if any(share is not None for share in found):
+            columns[name] = [_share(share) for share in found]
     for name, values in (("J/token", joules), ("cost/Mtok", costs)):
         if any(value is not None for value in values):
             columns[name] = [_NOT_TOLD if value is None else number(value) for value in values]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tunebatch.report.rows import Row, baseline, number, ratio_to
 
 _WORTH = 1.05  # a gain that one seed can tell
+_LEVEL = 1.02  # as much as two runs of one and the same differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,17 @@ def winner_line(
         line += "; tuning hardly helped"
     elif gain is not None and gain.low is not None and not gain.certain:
         line += "; tuning did not help: the interval holds 1"
-    return line
+    return line + _level_with(winner, rows)
+
+
+def _level_with(winner: Row, rows: list[Row]) -> str:
+    """Those that serve nearly as much, which are not shown to be worse."""
+    level = [
+        row.name
+        for row in rows
+        if row is not winner and (ratio := ratio_to(winner, row)) is not None and ratio < _LEVEL
+    ]
+    return f"; level with {' and '.join(level)}" if level else ""
 
 
 def _interval(gain: Gain) -> str:

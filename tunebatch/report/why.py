@@ -136,13 +136,18 @@ def reason(limit: str) -> str:
     return _REASONS.get(limit.rpartition("_")[2], "")
 
 
-def samples_problem(slo_needed: Sequence[tuple[str, int]], num_requests: int) -> str | None:
+def samples_problem(slo_needed: Sequence[tuple[str, int]], num_requests: int, at_once: bool) -> str | None:
     """Why a workload cannot answer its SLO: too few requests for a percentile; None when it can."""
     short = [(name, needed) for name, needed in slo_needed if needed > num_requests]
     if not short:
         return None
     name, needed = max(short, key=lambda one: one[1])
     return (
-        f"{name} needs at least {needed} requests to be told, the workload has {num_requests}; "
-        f"use --requests {needed} or a lower percentile"
+        f"{name} needs at least {needed} requests to be told{warmup_aside(at_once)}, the workload has "
+        f"{num_requests}; use --requests {needed} or a lower percentile"
     )
+
+
+def warmup_aside(at_once: bool) -> str:
+    """What is left out of percentiles, in brackets, where something is."""
+    return "" if at_once else " (of which the first 10 % are warm-up)"

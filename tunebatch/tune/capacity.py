@@ -200,7 +200,7 @@ def is_sustained(result: RunResult) -> bool:
 def _would_be_enough(result: RunResult, limit: LimitVerdict) -> bool:
     """Had nobody hung up."""
     metrics = result.metrics
-    return metrics.num_requests >= limit.needed and limit.count + metrics.cancelled >= limit.needed
+    return metrics.num_counted >= limit.needed and limit.count + metrics.cancelled >= limit.needed
 
 
 def _say_needed(result: RunResult, lacking: list[LimitVerdict]) -> str:

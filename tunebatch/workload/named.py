@@ -31,7 +31,7 @@ Shared beginnings, turns and pauses without a source are our own choice. Think t
 run sees whole conversations.
 
 `offline`: everything at once, uniform lengths with the long-to-short spread that padding and waiting
-suffer from. Our own choice, as is `quickstart`: 64 requests, the fewest that can give a p90, short
+suffer from. Our own choice, as is `quickstart`: 71 requests, the fewest that can give a p90, short
 enough for seconds on a CPU.
 
 The rates are only where a search begins. Laws are fitted to the two percentiles and bounded by the
@@ -83,7 +83,7 @@ NAMED: dict[str, WorkloadSpec] = {
         rate_per_s=8.0,
         prompt_lengths=LogNormal.fit(90, 160, low=16, high=256),
         output_lengths=Uniform(8, 96),
-        num_requests=64,
+        num_requests=71,
     ),
     "system-prompt": WorkloadSpec(
         name="system-prompt",

@@ -58,6 +58,11 @@ class Workload:
     hang_ups: str = ""
 
     @property
+    def at_once(self) -> bool:
+        """There is nothing to wait for but answers: the load is full from the beginning."""
+        return self.rate_per_s is None and self.concurrency is None
+
+    @property
     def build_up_s(self) -> float:
         """How long the load of conversations takes to be as high as the rate says: the pauses of one, on
         average; answers, whose time nobody knows, come on top. 0 without conversations."""

@@ -14,7 +14,6 @@ from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import DRAFT_DTYPE, load_executor
 from tunebatch.execute.torch.model_error import ModelError
 from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
-from tunebatch.execute.torch.sampler import highest
 from tunebatch.execute.torch.slots import Ints
 from tunebatch.models import bundled_draft
 
@@ -141,7 +140,7 @@ class DraftModel:
         """Drafts of sequences of which those that want most come first."""
         depths = [count for _, count in wanted]
         counts: Ints = np.array([len(tokens) for tokens in missing])
-        (tokens, sampled_at, first), after = self._slots.pack(
+        packed, after = self._slots.pack(
             slots=np.array([sequence.slot for sequence, _ in wanted]),
             starts=np.array([self._computed[sequence.slot] for sequence, _ in wanted]),
             counts=counts,
@@ -150,7 +149,8 @@ class DraftModel:
             num_slices=len(wanted),
             steps_after=depths[0] - 1,
         )
-        found = [highest(self.executor.forward(tokens, sampled_at, first))]
+        first = packed[2]
+        found = [self.executor.highest(packed)]
         for drafted, (positions, cache_slots, lens) in enumerate(after, 1):
             going = len(depths) if depths[-1] > drafted else sum(depth > drafted for depth in depths)
             longest = first.max_context_len + drafted
@@ -166,8 +166,7 @@ class DraftModel:
                 max_context_len=longest,
                 context_sum=longest * going,
             )
-            forward = self.executor.forward(found[-1][:going], self._counting[:going], step)
-            found.append(highest(forward))
+            found.append(self.executor.highest((found[-1][:going], self._counting[:going], step)))
         return _by_sequence(torch.cat(found).tolist(), depths)
 
 
@@ -183,7 +182,11 @@ def _by_sequence(tokens: list[int], depths: list[int]) -> list[list[int]]:
 
 
 def load_draft(
-    target: TorchExecutor, model: str, dtype: str = DRAFT_DTYPE, backend: str = "auto"
+    target: TorchExecutor,
+    model: str,
+    dtype: str = DRAFT_DTYPE,
+    backend: str = "auto",
+    graphs: bool = True,
 ) -> DraftModel:
     """Load a draft model beside a target, for which it then drafts.
 
@@ -201,6 +204,7 @@ def load_draft(
         block_size=target.block_size,
         num_blocks=target.num_blocks,
         max_slots=target.max_slots,
+        graphs=graphs,
     )
     if executor.vocab_size != target.vocab_size:
         raise ModelError(

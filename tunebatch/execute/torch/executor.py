@@ -17,8 +17,9 @@ from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.speculation.drafter import Drafter
 from tunebatch.execute.torch.attention.base import KvCache, NewPools
 from tunebatch.execute.torch.forward import Forward
+from tunebatch.execute.torch.graphs.graphs import Graphs
 from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
-from tunebatch.execute.torch.sampler import sample
+from tunebatch.execute.torch.sampler import highest, sample
 from tunebatch.execute.torch.slots import Ints, Packed, Slots
 
 
@@ -70,6 +71,7 @@ class TorchExecutor:
         self._last_token: Ints = np.zeros(max_slots, np.int64)
         self._position: Ints = np.zeros(max_slots, np.int64)
         self.drafter: Drafter | None = None
+        self._graphs: Graphs | None = None
         self._random: dict[int, Sampling] = {}
         self._rows: Ints = np.zeros(0, np.int64)
         self._rows_of: tuple[DecodeGroup, int] | None = None
@@ -99,16 +101,37 @@ class TorchExecutor:
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """Logits ``[sampled, vocabulary]`` of every token that the plan samples: slices, then decodes; of a
         slice with drafts those of the token before each draft, and of the last."""
+        logits, replayed = self._computed(plan)
+        return logits if replayed is None else logits.clone()
+
+    def use_graphs(self, graphs: Graphs | None) -> None:
+        """From here on replay the steps that have a graph."""
+        self._graphs = self.slots.graphs = graphs
+
+    def _computed(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits, and the highest of each row where a graph has found them."""
         for piece in plan.slices:
             self._take_table(piece.sequence)
         for sequence in plan.grown:
             self.slots.take(sequence.slot, sequence.block_table)
-        return self.forward(*self._stage(plan))
+        return self._run(self._stage(plan))
+
+    def highest(self, packed: Packed) -> torch.Tensor:
+        """The most probable token of each sampled row of a step that is laid out."""
+        logits, tokens = self._run(packed)
+        return highest(logits) if tokens is None else tokens.clone()
+
+    def _run(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor | None]:
+        replayed = self._graphs.replay(*packed) if self._graphs is not None else None
+        return replayed or (self.forward(*packed), None)
 
     @torch.inference_mode()
     def _sampled(self, plan: StepPlan) -> list[int]:
-        logits = self.logits(plan)
-        return sample(logits, self._not_greedy(plan)).tolist()
+        logits, tokens = self._computed(plan)
+        samplings = self._not_greedy(plan)
+        if tokens is None or samplings:
+            tokens = sample(logits, samplings)
+        return tokens.tolist()
 
     def _stage(self, plan: StepPlan) -> Packed:
         """Lay the step out in one buffer, copy it, and hand out views of the copy."""

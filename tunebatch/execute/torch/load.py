@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tunebatch.execute.torch.attention.choice import OPTIONAL
 from tunebatch.execute.torch.checkpoint import locate, read_config, read_network
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
+from tunebatch.execute.torch.graphs.capture import Capture, CudaCapture
+from tunebatch.execute.torch.graphs.captured import CAPTURABLE, Told, bytes_of_graphs, capture_graphs
 from tunebatch.execute.torch.merged import take_apart, watched
 from tunebatch.execute.torch.model_error import ModelError
 from tunebatch.execute.torch.peak_step import CudaMemory, DeviceMemory
@@ -43,6 +46,8 @@ def load_executor(
     utilization: float = 0.9,
     draft: str | None = None,
     compiler: str | None = None,
+    graphs: bool = True,
+    told: Told | None = None,
 ) -> TorchExecutor:
     """Load a model and make it ready to serve.
 
@@ -55,6 +60,8 @@ def load_executor(
         utilization: Share of the GPU's memory that weights and KV cache may take.
         draft: A model that will be loaded beside it; a named shape is left room for.
         compiler: The backend of torch.compile that the forward goes through, such as ``inductor``.
+        graphs: Capture CUDA graphs, where there is CUDA.
+        told: Hears how many are captured, as it goes.
 
     Raises:
         ModelError: No such model, no such device, an architecture that cannot be served, or a named shape
@@ -62,6 +69,7 @@ def load_executor(
         ShapeError: A named shape without that many layers.
     """
     on = _device(device)
+    new_capture = CudaCapture if graphs and on == "cuda" else None
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"unknown dtype {dtype!r}; one of auto, {', '.join(DTYPES)}")
     shape = named_shape(model)
@@ -84,6 +92,8 @@ def load_executor(
             utilization=utilization,
             beside=need(drafts.sizes, DRAFT_DTYPE) if drafts is not None else None,
             compiler=compiler,
+            new_capture=new_capture,
+            told=told,
         )
     torch_dtype = DTYPES.get(dtype, torch.float32 if on == "cpu" else "auto")
     path, shown = locate(model)
@@ -100,6 +110,8 @@ def load_executor(
         max_slots=max_slots,
         utilization=utilization,
         compiler=compiler,
+        new_capture=new_capture,
+        told=told,
     )
 
 
@@ -115,6 +127,8 @@ def serve(
     beside: Need | None = None,
     compiler: str | None = None,
     memory: DeviceMemory | None = None,
+    new_capture: Callable[[], Capture] | None = None,
+    told: Told | None = None,
 ) -> TorchExecutor:
     """An executor for a loaded transformers model; checks it against its own forward.
 
@@ -122,6 +136,8 @@ def serve(
         beside: Of a draft model that will have as many KV blocks.
         compiler: As of `load_executor`.
         memory: What the KV cache finds room in; by default a GPU's own, or on a CPU a share of what is free.
+        new_capture: Makes what makes graphs of steps, which a backend that can be captured will have.
+        told: Hears how many are captured, as it goes.
 
     Raises:
         ModelError: The paged model does not compute what the model computes.
@@ -142,7 +158,9 @@ def serve(
     with watched(network) as mergeable:
         expected = selfcheck.own_logits(network, texts)
     _switch_attention(network, name)
-    attention, attention_facts = _attention(backend, network, block_size, name)
+    attention, attention_facts = _attention(
+        backend, network, block_size, name, CAPTURABLE if new_capture is not None else None
+    )
     forward_facts, forward = choose_forward(network, attention, max_context, mergeable, compiler)
     facts: dict[str, Any] = {
         "name": name,
@@ -180,12 +198,20 @@ def serve(
         error = _self_check(probe, texts, expected, name)
     facts["self_check_error"] = error
     facts["kv_bytes_per_token"] = probe.cache.bytes_per_token
+    if attention.name not in CAPTURABLE:
+        new_capture = None
     blocks = num_blocks
     if blocks is None:
-        blocks, peak = blocks_that_fit(probe, executor, utilization, beside, memory)
+        graph_bytes = bytes_of_graphs(probe, new_capture()) if new_capture else 0
+        blocks, peak = blocks_that_fit(probe, executor, utilization, beside, memory, graph_bytes)
         facts |= peak
     facts["num_blocks"], facts["block_size"] = blocks, block_size
-    return executor(blocks)
+    served = executor(blocks)
+    if new_capture is not None:
+        facts["cuda_graphs"] = capture_graphs(served, new_capture(), told)
+        if blocks >= probe.num_blocks:
+            facts["cuda_graphs"] |= _graphs_check(served, texts, expected)
+    return served
 
 
 def refuse_unservable(config: Any, name: str) -> None:
@@ -204,15 +230,19 @@ def refuse_unservable(config: Any, name: str) -> None:
 
 
 def _attention(
-    backend: str, network: Any, block_size: int, name: str
+    backend: str, network: Any, block_size: int, name: str, among: Collection[str] | None
 ) -> tuple[AttentionBackend, dict[str, Any]]:
-    """The backend asked for, or the fastest that can serve the model, and what was measured to find it."""
+    """The backend asked for, or the fastest that can serve the model, and what was measured to find it.
+
+    Where steps are captured, only those that can be are chosen ``among``, as the time of attention alone does
+    not show what it costs to launch the rest of a layer kernel by kernel.
+    """
     config, device = network.config.get_text_config(), network.device
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     try:
         if device.type == "cuda" and backend in ("auto", *OPTIONAL):
             capability = torch.cuda.get_device_capability(device)
-            return choose_for_gpu(backend, asked_by(network), block_size, device, capability)
+            return choose_for_gpu(backend, asked_by(network), block_size, device, capability, among=among)
         return choose_backend(backend, device.type, network.dtype, head_dim, block_size), {}
     except ValueError as refusal:
         raise ModelError(str(refusal)) from None
@@ -239,6 +269,17 @@ def _self_check(
             f"largest logit (tolerated: {tolerance:g}); it cannot be served"
         )
     return error
+
+
+def _graphs_check(
+    served: TorchExecutor, texts: list[list[int]], expected: list[torch.Tensor]
+) -> dict[str, Any]:
+    """Replayed steps are checked as eager ones were; wrong graphs are not used, which is what is told."""
+    error = selfcheck.worst_error(served, texts, expected)
+    if error <= selfcheck.TOLERANCE[served.model.dtype]:
+        return {"self_check_error": error}
+    served.use_graphs(None)
+    return {"graphs": 0, "without": f"what they compute is wrong by {error:.2g} of the largest logit"}
 
 
 def _device(device: str) -> str:

@@ -54,6 +54,8 @@ def measure_memory(executor: TorchExecutor, batched_tokens: int = 2048) -> Measu
         batched_tokens: Of the step whose activations are measured; fewer where the device would take seconds
             for so many, or the cache does not hold them.
     """
+    graphs = executor.slots.graphs
+    executor.use_graphs(None)  # whose temporaries were allocated before
     room = executor.num_blocks * executor.block_size
     first = min(_FIRST_TOKENS, batched_tokens, room)
     executor.logits(_prefills(executor, first))
@@ -62,6 +64,7 @@ def measure_memory(executor: TorchExecutor, batched_tokens: int = 2048) -> Measu
     affordable = int(first * _STEP_S / (time.perf_counter() - started))
     step = _prefills(executor, min(batched_tokens, room, max(first, affordable)))
     activations = _peak_bytes(executor, step)
+    executor.use_graphs(graphs)
     executor.reset()
     parameters = list(executor.model.parameters())
     memory = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in parameters}

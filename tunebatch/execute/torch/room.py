@@ -35,6 +35,7 @@ def blocks_that_fit(
     utilization: float,
     beside: Need | None,
     memory: DeviceMemory | None,
+    graph_bytes: int = 0,
 ) -> tuple[int, dict[str, Any]]:
     """As many blocks as all slots could fill, within the memory that is there.
 
@@ -43,6 +44,7 @@ def blocks_that_fit(
         new_executor: Makes one with so many blocks, to see what the largest step takes.
         beside: Of a draft model that will have as many blocks.
         memory: Of a GPU, whose room is what the largest step leaves; None: a share of what a CPU has.
+        graph_bytes: What graphs of steps will take.
 
     Returns:
         Blocks, and ``peak_step`` for result files, where it was run.
@@ -53,11 +55,11 @@ def blocks_that_fit(
     wanted = blocks_of_slots(probe.max_slots, probe.max_context, probe.block_size)
     per_token, told = probe.cache.bytes_per_token, dict[str, Any]()
     if memory is None:
-        room = cpu_kv_bytes(room_bytes("cpu", utilization), per_token * probe.max_context)
+        room = cpu_kv_bytes(room_bytes("cpu", utilization) - graph_bytes, per_token * probe.max_context)
     else:
         peak = run_peak_step(new_executor, memory)
         told["peak_step"] = dataclasses.asdict(peak)
-        room = share_of(*memory.free_and_total(), utilization) - peak.num_bytes
+        room = share_of(*memory.free_and_total(), utilization) - peak.num_bytes - graph_bytes
         room -= beside.weight_bytes + beside.step_bytes if beside is not None else 0
     per_token += beside.kv_bytes_per_token if beside is not None else 0
     per_block = max(1, per_token * probe.block_size)

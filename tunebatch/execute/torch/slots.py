@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import KvCache, StepContext
+from tunebatch.execute.torch.graphs.buckets import Shape
+from tunebatch.execute.torch.graphs.graphs import Graphs
+from tunebatch.execute.torch.graphs.pad import Step
 
 Ints = NDArray[np.int64]
 Packed = tuple[Tensor, Tensor, StepContext]
@@ -21,6 +24,9 @@ class Slots:
     Args:
         cache: Whose blocks the tables name.
         max_context: Most tokens a sequence may have.
+
+    Attributes:
+        graphs: Of the steps that are laid out where a graph reads them.
     """
 
     def __init__(self, cache: KvCache, max_slots: int, max_context: int, device: torch.device) -> None:
@@ -31,6 +37,7 @@ class Slots:
         self._taken: list[tuple[list[int], int]] = [([], 0)] * max_slots
         self._counting: Ints = np.arange(max(max_slots, 1024) + 1)
         self._staging = self._new_staging(1 << 14)
+        self.graphs: Graphs | None = None
 
     def reset(self) -> None:
         """Forget all tables."""
@@ -118,12 +125,10 @@ class Slots:
     def _packed(
         self, parts: SequenceOf[Ints], context_lens: Ints, slices: list[tuple[int, int, int]]
     ) -> tuple[Packed, Tensor]:
-        sizes = [len(part) for part in parts]
-        total = sum(sizes)
-        if total > len(self._staging):
-            self._staging = self._new_staging(2 * total)
-        np.concatenate(parts, out=self._staging.numpy()[:total])
-        copied = self._staging[:total].to(self._device, non_blocking=True).split(sizes)
+        if self.graphs is not None and (staged := self.graphs.stage(_step(parts, slices))) is not None:
+            after = self._copied(parts[7:])[0] if len(parts) > 7 else staged[0][:0]
+            return staged, after.view(-1, 3, len(context_lens))
+        copied = self._copied(parts)
         tokens, positions, cache_slots, sampled_at, query_start, lens, tables = copied[:7]
         after = copied[7] if len(copied) > 7 else tokens[:0]
         step = StepContext(
@@ -141,9 +146,31 @@ class Slots:
         )
         return (tokens, sampled_at, step), after.view(-1, 3, len(context_lens))
 
+    def _copied(self, parts: SequenceOf[Ints]) -> SequenceOf[Tensor]:
+        """On the device, in one copy."""
+        sizes = [len(part) for part in parts]
+        total = sum(sizes)
+        if total > len(self._staging):
+            self._staging = self._new_staging(2 * total)
+        np.concatenate(parts, out=self._staging.numpy()[:total])
+        return self._staging[:total].to(self._device, non_blocking=True).split(sizes)
+
     def _up_to(self, count: int) -> Ints:
         """``0, 1, ..., count``."""
         return self._counting[: count + 1]
 
     def _new_staging(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+
+
+def _step(parts: SequenceOf[Ints], slices: list[tuple[int, int, int]]) -> Step:
+    tokens, positions, cache_slots, sampled_at, query_start, context_lens, tables = parts[:7]
+    shape = Shape(
+        slices=len(slices),
+        slice_tokens=sum(count for _, count, _ in slices),
+        most_tokens=max((count for _, count, _ in slices), default=0),
+        decodes=len(context_lens) - len(slices),
+        sampled=len(sampled_at),
+    )
+    tables = tables.reshape(len(context_lens), -1)
+    return Step(shape, tokens, positions, cache_slots, sampled_at, query_start, context_lens, tables)

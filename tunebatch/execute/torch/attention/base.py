@@ -59,6 +59,9 @@ def pools_by_token(key: Tensor, value: Tensor, num_blocks: int, block_size: int)
 class StepContext:
     """One packed step, as attention sees it: slices first, then single decode tokens.
 
+    In a step that was padded for a graph there are sequences that only pad: whatever tokens they have, their
+    context has length 0, and their cache slots are negative.
+
     Attributes:
         positions: ``[tokens]`` of each token in its sequence.
         query_start: ``[sequences + 1]`` first token of each sequence in the packed step.

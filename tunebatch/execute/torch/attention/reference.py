@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,10 @@ from tunebatch.execute.torch.attention.base import Pools, StepContext, Variant, 
 
 
 class Reference:
-    """Works on any device and honours every `Variant`; what the other backends are tested against."""
+    """Works on any device and honours every `Variant`; what the other backends are tested against.
+
+    Of tokens that only pad, see `base.StepContext`, nothing is written, and they are given zeros.
+    """
 
     name = "reference"
 
@@ -19,10 +24,14 @@ class Reference:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, layer: int, variant: Variant, step: StepContext
     ) -> Tensor:
-        keys, values = write(key, value, layer, step)
+        there = step.cache_slots >= 0
+        real = replace(step, cache_slots=step.cache_slots[there])
+        keys, values = write(key[there], value[there], layer, real)
         starts = step.query_start.tolist()
-        out = query.new_empty(query.shape[0], query.shape[1], value.shape[-1])
+        out = query.new_zeros(query.shape[0], query.shape[1], value.shape[-1])
         for i, context_len in enumerate(step.context_lens.tolist()):
+            if not context_len:
+                continue
             rows = slice(starts[i], starts[i + 1])
             blocks = step.block_tables[i, : -(-context_len // step.cache.block_size)]
             k, v = (pool[blocks].flatten(0, 1)[:context_len] for pool in (keys, values))
