@@ -91,12 +91,13 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """Which model, and how it is computed."""
+    """Which model, and how it is computed; ``compile`` sends its own code through torch.compile."""
 
     name: str = Field("bundled", min_length=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: str = "auto"
+    compile: bool = False
     draft: str = Field("auto", min_length=1)
     acceptance: Annotated[tuple[float, ...], BeforeValidator(_rates)] = ()
 

@@ -159,3 +159,21 @@ def test_ceilings_are_measured_when_asked_for(tunebatch: Any, monkeypatch: pytes
         "0.450 TFLOP/s, 25.0 GB/s, measured here"
     )
     assert "ceilings" not in checks(tunebatch("doctor", "--json"))
+
+
+def test_attention_of_other_libraries_is_usable_or_it_tells_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunebatch.execute.torch.attention import flash3, flashinfer
+
+    def found(capability: tuple[int, int]) -> dict[str, str]:
+        told = doctor_gpu.backend_checks(capability)
+        assert {one["state"] for one in told} == {"ok"}  # none is needed
+        return {one["what"]: one["found"] for one in told}
+
+    monkeypatch.setattr(flashinfer, "installed", lambda: object())
+    monkeypatch.setattr(flash3, "installed", lambda: None)
+    assert found((9, 0)) == {
+        "flashinfer (optional)": "usable in 16 bits; --backend auto measures it beside the others",
+        "flash-attn-3 (optional)": "not installed (flash_attn_interface cannot be imported)",
+    }
+    assert found((7, 5))["flashinfer (optional)"].startswith("needs compute capability 8.0")
+    assert found((8, 0))["flash-attn-3 (optional)"].startswith("needs a Hopper GPU")

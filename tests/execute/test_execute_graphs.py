@@ -15,7 +15,7 @@ from tiny_models import BLOCK_SIZE, tiny
 
 from tunebatch.engine.request import Sampling
 from tunebatch.engine.strategies import STRATEGIES
-from tunebatch.execute.torch import attention, load, same_tokens
+from tunebatch.execute.torch import attention, load, room, same_tokens
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.graphs.buckets import Buckets, buckets_for
 from tunebatch.execute.torch.graphs.captured import bytes_of_graphs, capture_graphs
@@ -195,10 +195,10 @@ def test_the_kv_cache_gets_what_graphs_leave(monkeypatch: pytest.MonkeyPatch) ->
     assert capture_graphs(served, Taking())["mib"] == needed / MIB
     # On a CPU a quarter of what is free is taken, and a block of this model takes 1 KiB.
     blocks = 100
-    monkeypatch.setattr(load, "room_bytes", lambda *_: 4 * blocks * 2**10 + needed)
-    room = {"num_blocks": None, "max_slots": 8}
-    assert served_by("llama", "dense", new_capture=Taking, **room).num_blocks == blocks
-    assert served_by("llama", "dense", **room).num_blocks > blocks
+    monkeypatch.setattr(room, "room_bytes", lambda *_: 4 * blocks * 2**10 + needed)
+    sized = {"num_blocks": None, "max_slots": 8}
+    assert served_by("llama", "dense", new_capture=Taking, **sized).num_blocks == blocks
+    assert served_by("llama", "dense", **sized).num_blocks > blocks
 
 
 def test_the_largest_are_captured_first() -> None:

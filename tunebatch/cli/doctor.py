@@ -93,7 +93,7 @@ def _machine() -> list[Check]:
 
 def _device() -> list[Check]:
     """What the strategies will be measured on, and why not on a GPU that is there."""
-    from tunebatch.cli.doctor_gpu import nvml_checks
+    from tunebatch.cli.doctor_gpu import backend_checks, nvml_checks
     from tunebatch.cli.instruments import open_gpu_of
     from tunebatch.measure.telemetry.nvml import open_gpu
 
@@ -108,7 +108,8 @@ def _device() -> list[Check]:
             room = f"{total / 2**30:.1f} GiB, {free / 2**30:.1f} GiB free"
             name = f"cuda: {cuda.get_device_name(0)}, {room}, CUDA {torch.version.cuda}"
             told = nvml_checks(lambda: open_gpu_of("cuda"), has_gpu=True, on_cuda=True)
-            return [check("device", name), _attention(gpu=True), *told]
+            optional = backend_checks(cuda.get_device_capability())
+            return [check("device", name), _attention(gpu=True), *optional, *told]
         built_for = torch.version.cuda
     except Exception as error:
         why = " ".join(str(error).split())

@@ -28,6 +28,19 @@ def nvml_checks(open_one: Callable[[], Gpu], *, has_gpu: bool, on_cuda: bool) ->
         gpu.close()
 
 
+def backend_checks(capability: tuple[int, int]) -> list[Check]:
+    """Which attention backends of other libraries models can be served with, and why not with the others.
+
+    Args:
+        capability: The GPU's compute capability.
+    """
+    from tunebatch.execute.torch.attention.choice import OPTIONAL
+
+    refused = {name: one.refusal(capability) for name, one in OPTIONAL.items()}
+    usable = "usable in 16 bits; --backend auto measures it beside the others"
+    return [check(f"{name} (optional)", why or usable) for name, why in refused.items()]
+
+
 def ceiling_checks() -> list[Check]:
     """Measures the device that the strategies will be measured on; a few seconds."""
     import torch

@@ -18,6 +18,7 @@ MEANINGS = {
     INTERRUPTED: "interrupted",
 }
 _INVALID = {"TokenMismatchError"}  # by name: to import them would load torch
+_TOO_LARGE = {"OutOfDeviceMemoryError"}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -62,6 +63,8 @@ def _one_line(error: Exception) -> tuple[str, int]:
         )
     if name in _INVALID:
         return f"{text}; nothing was measured, as the results would not be of the same work", ENVIRONMENT
+    if name in _TOO_LARGE:
+        return text, INFEASIBLE
     if type(error).__module__.startswith("tunebatch."):
         return text, USAGE if isinstance(error, ValueError) else INTERNAL
     if isinstance(error, OSError):

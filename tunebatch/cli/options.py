@@ -75,6 +75,24 @@ Device = Annotated[
     str | None,
     typer.Option("--device", metavar="DEVICE", help="auto, cpu or cuda.", show_default=False),
 ]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="Attention by triton, flashinfer, flash-attn-3, compiled, packed or reference; auto measures "
+        "what a GPU has.",
+        show_default=False,
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile",
+        help="Send the model's own code through torch.compile, which takes minutes for large models.",
+        show_default=False,
+    ),
+]
 WorkloadName = Annotated[
     str | None,
     typer.Option(
@@ -160,6 +178,8 @@ def overrides(
     draft: str | None = None,
     acceptance: str | None = None,
     device: str | None = None,
+    backend: str | None = None,
+    compiled: bool | None = None,
     workload: str | None = None,
     trace_file: str | None = None,
     slo: list[str] | None = None,
@@ -169,7 +189,14 @@ def overrides(
 ) -> dict[str, dict[str, Any]]:
     """The flags by section and key, as ``load_profile`` takes them."""
     return {
-        "model": {"name": model, "draft": draft, "acceptance": acceptance, "device": device},
+        "model": {
+            "name": model,
+            "draft": draft,
+            "acceptance": acceptance,
+            "device": device,
+            "backend": backend,
+            "compile": compiled,
+        },
         "workload": {"name": workload, "trace_file": trace_file, "requests": requests, "seed": seed},
         "slo": slo_table(slo or []),
         "search": {"seed": seed, **(search or {})},

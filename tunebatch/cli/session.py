@@ -62,6 +62,7 @@ class Session:
             max_slots=device.max_slots,
             utilization=device.utilization,
             draft=model.draft if model.draft != "auto" else None,
+            compiler="inductor" if model.compile else None,
             graphs=device.graphs,
             told=_captures_shown(progress),
         )

@@ -7,12 +7,13 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 import torch
 
-from tunebatch.engine.plan import OutOfDeviceMemoryError
 from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.speculation.drafter import Wanted
 from tunebatch.execute.torch.attention.base import StepContext
 from tunebatch.execute.torch.executor import TorchExecutor
-from tunebatch.execute.torch.load import DRAFT_DTYPE, ModelError, load_executor
+from tunebatch.execute.torch.load import DRAFT_DTYPE, load_executor
+from tunebatch.execute.torch.model_error import ModelError
+from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
 from tunebatch.execute.torch.slots import Ints
 from tunebatch.models import bundled_draft
 
@@ -67,10 +68,10 @@ class DraftModel:
         chosen.sort(key=lambda i: -wanted[i][1])
         try:
             drafts = self._draft([wanted[i] for i in chosen], [missing[i] for i in chosen])
-        except torch.OutOfMemoryError as error:
-            if self.executor.device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise OutOfDeviceMemoryError(f"out of device memory when drafting for {len(chosen)}") from error
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            raise out_of_memory(self.executor.device, error, f"when drafting for {len(chosen)}") from error
         for i, tokens in zip(chosen, drafts, strict=True):
             self._has_computed(wanted[i][0], len(missing[i]), generation)
             self._ahead[wanted[i][0].slot] = tokens[:-1]

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from tunebatch.engine.group import DecodeGroup
-from tunebatch.engine.plan import OutOfDeviceMemoryError, Slice, StepOutput, StepPlan
+from tunebatch.engine.plan import Slice, StepOutput, StepPlan
 from tunebatch.engine.request import Sampling
 from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.speculation.drafter import Drafter
 from tunebatch.execute.torch.attention.base import KvCache, NewPools
 from tunebatch.execute.torch.forward import Forward
 from tunebatch.execute.torch.graphs.graphs import Graphs
+from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
 from tunebatch.execute.torch.sampler import highest, sample
 from tunebatch.execute.torch.slots import Ints, Packed, Slots
 
@@ -85,13 +86,11 @@ class TorchExecutor:
         """Compute the plan's tokens; see `engine.plan.Executor`."""
         try:
             tokens = self._sampled(plan)
-        except torch.OutOfMemoryError as error:
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise OutOfDeviceMemoryError(
-                f"out of device memory in a step of {plan.num_slice_tokens} prefill tokens "
-                f"and {plan.num_decodes} decodes"
-            ) from error
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            step = f"in a step of {plan.num_slice_tokens} prefill tokens and {plan.num_decodes} decodes"
+            raise out_of_memory(self.device, error, step) from error
         sampled = iter(tokens)
         slice_tokens = [_accepted(piece, sampled) for piece in plan.slices]
         decode_tokens = list(sampled)

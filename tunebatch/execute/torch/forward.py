@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunebatch.execute.torch.attention.base import AttentionBackend, StepContext
 from tunebatch.execute.torch.attention.compiled import Compiled
 from tunebatch.execute.torch.compiled.decoder import compiled_decoder
+from tunebatch.execute.torch.merged import MergedProjection, merge, pays
+from tunebatch.execute.torch.torch_compile import compiled_forward
 
 # (input ids [tokens], places of the sampled ones [sampled], the step) -> logits [sampled, vocabulary]
 Forward = Callable[[Tensor, Tensor, StepContext], Tensor]
 
 
-def transformers_forward(model: Any, backend: AttentionBackend) -> Forward:
-    """Unmodified model code on a paged KV cache; see `attention.base.attention_forward`."""
+def transformers_forward(
+    model: Any, backend: AttentionBackend, merged: Sequence[MergedProjection] = ()
+) -> Forward:
+    """Unmodified model code on a paged KV cache; see `attention.base.attention_forward`.
+
+    Args:
+        merged: Of the model's projections, which must not keep what a step that failed left.
+    """
 
     def forward(input_ids: Tensor, sampled_at: Tensor, step: StepContext) -> Tensor:
-        out = model(
-            input_ids=input_ids[None],
-            position_ids=step.positions[None],
-            use_cache=False,
-            logits_to_keep=sampled_at,
-            step_context=step,
-            backend=backend,
-        )
+        try:
+            out = model(
+                input_ids=input_ids[None],
+                position_ids=step.positions[None],
+                use_cache=False,
+                logits_to_keep=sampled_at,
+                step_context=step,
+                backend=backend,
+            )
+        except BaseException:
+            for projection in merged:
+                projection.forget()
+            raise
         return out.logits[0]
 
     return forward
 
 
-def choose_forward(model: Any, backend: AttentionBackend, max_context: int) -> tuple[str, Forward]:
-    """The fastest forward for a model and backend, and its name for result files."""
-    if isinstance(backend, Compiled):
+def choose_forward(
+    model: Any,
+    backend: AttentionBackend,
+    max_context: int,
+    mergeable: Sequence[Sequence[nn.Linear]] = (),
+    compiler: str | None = None,
+) -> tuple[dict[str, Any], Forward]:
+    """The fastest forward for a model and backend, and what result files tell of it.
+
+    Args:
+        mergeable: See `merged.watched`.
+        compiler: The torch.compile backend that was asked for.
+    """
+    if isinstance(backend, Compiled) and compiler is None:
         decoder = compiled_decoder(model, backend, max_context)
         if decoder is not None:
-            return "compiled", decoder
-    return "transformers", transformers_forward(model, backend)
+            return {"forward": "compiled"}, decoder
+    merged = merge(mergeable) if pays(model.device, model.dtype) else []
+    told = {"forward": "transformers", "merged_projections": len(merged)}
+    if compiler is not None:
+        told["forward"] = "torch.compile"
+        return told, compiled_forward(model, backend, compiler)
+    return told, transformers_forward(model, backend, merged)

@@ -2,13 +2,67 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import psutil
 import torch
+
+from tunebatch.execute.torch.executor import TorchExecutor
+from tunebatch.execute.torch.model_error import ModelError
+from tunebatch.execute.torch.peak_step import DeviceMemory, run_peak_step
+from tunebatch.measure.kv_room import blocks_of_slots, cpu_kv_bytes
+from tunebatch.measure.shape_room import Need
 
 
 def room_bytes(device: str, utilization: float) -> int:
     """Memory that is free, less what the utilization leaves to others on a GPU."""
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
-        return int(free - total * (1 - utilization))
+        return share_of(free, total, utilization)
     return int(psutil.virtual_memory().available)
+
+
+def share_of(free: int, total: int, utilization: float) -> int:
+    """Of a GPU's free memory, what does not belong to others, in bytes."""
+    return int(free - total * (1 - utilization))
+
+
+def blocks_that_fit(
+    probe: TorchExecutor,
+    new_executor: Callable[[int], TorchExecutor],
+    utilization: float,
+    beside: Need | None,
+    memory: DeviceMemory | None,
+    graph_bytes: int = 0,
+) -> tuple[int, dict[str, Any]]:
+    """As many blocks as all slots could fill, within the memory that is there.
+
+    Args:
+        probe: Whose layers have made their pools.
+        new_executor: Makes one with so many blocks, to see what the largest step takes.
+        beside: Of a draft model that will have as many blocks.
+        memory: Of a GPU, whose room is what the largest step leaves; None: a share of what a CPU has.
+        graph_bytes: What graphs of steps will take.
+
+    Returns:
+        Blocks, and ``peak_step`` for result files, where it was run.
+
+    Raises:
+        ModelError: There is not even room for one.
+    """
+    wanted = blocks_of_slots(probe.max_slots, probe.max_context, probe.block_size)
+    per_token, told = probe.cache.bytes_per_token, dict[str, Any]()
+    if memory is None:
+        room = cpu_kv_bytes(room_bytes("cpu", utilization) - graph_bytes, per_token * probe.max_context)
+    else:
+        peak = run_peak_step(new_executor, memory)
+        told["peak_step"] = dataclasses.asdict(peak)
+        room = share_of(*memory.free_and_total(), utilization) - peak.num_bytes - graph_bytes
+        room -= beside.weight_bytes + beside.step_bytes if beside is not None else 0
+    per_token += beside.kv_bytes_per_token if beside is not None else 0
+    per_block = max(1, per_token * probe.block_size)
+    if room < per_block:
+        raise ModelError("no memory is left for a KV cache after the weights; use a smaller model")
+    return min(wanted, room // per_block), told

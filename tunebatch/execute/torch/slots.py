@@ -142,6 +142,7 @@ class Slots:
             num_slice_tokens=sum(count for _, count, _ in slices),
             max_context_len=int(context_lens.max()),
             context_sum=int(context_lens.sum()),
+            host_lens=context_lens,
         )
         return (tokens, sampled_at, step), after.view(-1, 3, len(context_lens))
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Pools = tuple[Tensor, Tensor]
@@ -70,6 +72,7 @@ class StepContext:
         num_slice_tokens: Tokens of all slices; the decodes follow.
         max_context_len: The longest of ``context_lens``, on the host.
         context_sum: Of ``context_lens``, on the host.
+        host_lens: ``context_lens`` on the host, where it laid the step out.
     """
 
     cache: KvCache
@@ -83,6 +86,7 @@ class StepContext:
     max_context_len: int
     context_sum: int
     masks: dict[int | None, Tensor] = field(default_factory=dict)
+    host_lens: NDArray[np.int64] | None = None
 
     @property
     def num_slices(self) -> int:
