@@ -79,7 +79,7 @@ def test_every_number_of_drawn_acceptances_says_so(tunebatch: Any) -> None:
     kept = json.loads(Path("here/continuous+ngram/result.json").read_text())["tunebatch"]
     assert kept["speculation"]["synthetic_acceptance"] == [0.8, 0.6]
     assert kept["conditions"]["synthetic_acceptance"] is True
-    # Of the first drafts 0.8, and of those behind an accepted one 0.6; how deep it drafts is the run's choice.
+    # 0.8 of the first drafts, and 0.6 of those behind an accepted one, however deep the run drafts.
     accepted, drafted = (kept["speculation"][key] for key in ("accepted_at", "drafted_at"))
     assert 0.72 < accepted[0] / drafted[0] < 0.88
     assert 0.36 < accepted[1] / drafted[1] < 0.6

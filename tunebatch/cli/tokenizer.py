@@ -83,5 +83,5 @@ def _from_transformers(model: str) -> Callable[[str], tuple[int, ...]]:
         from tunebatch.models.hub import hub_answers
 
         at_hand = {} if Path(model).is_dir() else {"local_files_only": not hub_answers()}
-        tokenizer: Any = AutoTokenizer.from_pretrained(model, **at_hand)
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, trust_remote_code=False, **at_hand)
     return lambda text: tuple(tokenizer(text, verbose=False)["input_ids"])

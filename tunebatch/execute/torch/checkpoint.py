@@ -53,7 +53,8 @@ def read_config(path: str, name: str, silent_hub: bool) -> Any:
     from transformers import AutoConfig
 
     with _one_line(name, silent_hub):
-        return AutoConfig.from_pretrained(path, local_files_only=silent_hub)
+        # Said in so many words, as transformers else asks on the terminal whether to run what it was sent.
+        return AutoConfig.from_pretrained(path, local_files_only=silent_hub, trust_remote_code=False)
 
 
 def read_network(path: str, name: str, dtype: Any, silent_hub: bool) -> Any:
@@ -65,13 +66,23 @@ def read_network(path: str, name: str, dtype: Any, silent_hub: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     with _one_line(name, silent_hub):
-        return AutoModelForCausalLM.from_pretrained(
+        network, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             use_safetensors=True,
             attn_implementation="eager",
             local_files_only=silent_hub,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        # transformers makes them up and only logs it; what such a model says would be checked against itself.
+        many = f"{len(missing)} tensors are" if len(missing) > 1 else "a tensor is"
+        raise ModelError(
+            f"{name}: {many} missing from its weights: {missing[0]}{', ...' * (len(missing) > 1)}"
+        )
+    return network
 
 
 class _one_line(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads as a statement
