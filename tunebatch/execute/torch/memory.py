@@ -58,11 +58,11 @@ def measure_memory(executor: TorchExecutor, batched_tokens: int = 2048) -> Measu
     executor.use_graphs(None)  # whose temporaries were allocated before
     room = executor.num_blocks * executor.block_size
     first = min(_FIRST_TOKENS, batched_tokens, room)
-    executor.logits(_prefills(executor, first))
+    executor.logits(prefills(executor, first))
     started = time.perf_counter()
-    executor.logits(_prefills(executor, first)).sum().item()
+    executor.logits(prefills(executor, first)).sum().item()
     affordable = int(first * _STEP_S / (time.perf_counter() - started))
-    step = _prefills(executor, min(batched_tokens, room, max(first, affordable)))
+    step = prefills(executor, min(batched_tokens, room, max(first, affordable)))
     activations = _peak_bytes(executor, step)
     executor.use_graphs(graphs)
     executor.reset()
@@ -83,7 +83,7 @@ def measure_memory(executor: TorchExecutor, batched_tokens: int = 2048) -> Measu
     )
 
 
-def _prefills(executor: TorchExecutor, num_tokens: int) -> StepPlan:
+def prefills(executor: TorchExecutor, num_tokens: int) -> StepPlan:
     """Prompts of so many tokens together; in as many as there are slots, none longer than it has to be."""
     length = max(_CHUNK, -(-num_tokens // executor.max_slots))
     # A prompt takes whole blocks, and leaves its context one token to generate.
