@@ -8,8 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import AttentionBackend, StepContext
-from tunebatch.execute.torch.attention.compiled import Compiled
-from tunebatch.execute.torch.compiled.decoder import compiled_decoder
 
 # (input ids [tokens], places of the sampled ones [sampled], the step) -> logits [sampled, vocabulary]
 Forward = Callable[[Tensor, Tensor, StepContext], Tensor]
@@ -34,7 +32,12 @@ def transformers_forward(model: Any, backend: AttentionBackend) -> Forward:
 
 def choose_forward(model: Any, backend: AttentionBackend, max_context: int) -> tuple[str, Forward]:
     """The fastest forward for a model and backend, and its name for result files."""
-    if isinstance(backend, Compiled):
+    if backend.name == "compiled":
+        # Not above: a GPU is served without numba.
+        from tunebatch.execute.torch.attention.compiled import Compiled
+        from tunebatch.execute.torch.compiled.decoder import compiled_decoder
+
+        assert isinstance(backend, Compiled)
         decoder = compiled_decoder(model, backend, max_context)
         if decoder is not None:
             return "compiled", decoder
