@@ -96,7 +96,9 @@ def attention_step(
     ends = torch.tensor([0, *counts]).cumsum(0)
     total = int(ends[-1])
     key, value = (randn(total, heads.kv_heads, heads.dim) for _ in range(2))
-    context_keys, context_values, slots, positions = [], [], [], []
+    context_keys: list[Tensor] = []
+    context_values: list[Tensor] = []
+    slots, positions = [], []
     for row, (start, length) in enumerate(zip(starts, lens, strict=True)):
         place = torch.arange(length, device=device)
         where = tables[row, place // block_size] * block_size + place % block_size

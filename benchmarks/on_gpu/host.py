@@ -24,6 +24,7 @@ from tunebatch.workload.spec import WorkloadSpec
 PROMPT_TOKENS, PROFILED_STEPS, GRAPH_CONTEXT = 128, 10, 512
 TPOT = Bar("0.6B at batch 1: a token, end to end, host included", Band(high=2.5), " ms")
 PLANNING = Bar("0.6B at batch 1: planning's share of a step, without overlap", Band(high=0.05), "%")
+SAME = Bar("overlap: runs whose tokens are equal with it on and off", Band(low=1.0), "%")
 OVERLAP = "planning beside the running step (overlap) cannot be switched in this version"
 GRAPHS = "CUDA graphs cannot be switched in this version, or there is no CUDA"
 
@@ -81,6 +82,9 @@ def measure(bench: GpuBench) -> Found:
             "out of time" if first is None else "the engine does not ask for one step at a time",
         ),
     ]
+    same = sum(row["same_tokens"] for row in overlap) / len(overlap) if overlap else None
+    why = "out of time" if seam.has_overlap() else f"not available: {OVERLAP}"
+    found.bars.append(SAME.dict(None if same is None else Figure((same,), "%"), why))
     found.tables = _tables(split, overlap, graphs)
     found.data = {"split": split, "overlap": overlap, "graphs": graphs}
     return found
@@ -277,5 +281,9 @@ def _told(value: float | None, unit: str) -> str:
 
 
 PART = Part(
-    "host", "What does the host add, and what do graphs and overlap save?", 150.0, measure, (TPOT, PLANNING)
+    "host",
+    "What does the host add, and what do graphs and overlap save?",
+    150.0,
+    measure,
+    (TPOT, PLANNING, SAME),
 )

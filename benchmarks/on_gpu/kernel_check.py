@@ -17,8 +17,8 @@ from tunebatch.execute.torch.attention import BACKENDS, triton_refusal
 from tunebatch.execute.torch.attention.base import AttentionBackend, Variant
 from tunebatch.execute.torch.load import DTYPES
 
-# Of results of size 1: what rounding of weights and of the result explains; sums are made in float32.
-TOLERANCE = {"float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
+# Of 1 + the result: what rounding of weights and of the result explains; sums are made in float32.
+TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 2e-2}
 CASES_OF_A_KIND = 15
 
 
@@ -69,7 +69,7 @@ def check_kernel(bench: GpuBench, budget: Budget) -> tuple[Table, dict[str, obje
     return (
         Table(
             f"Attention ({backend.name}) against float64 on random steps",
-            "dtype | steps | largest error | tolerated",
+            "dtype | steps | largest error, over 1 + the result | tolerated",
             rows,
         ),
         {"backend": backend.name, "steps": counts, "largest_error": worst},
@@ -124,7 +124,8 @@ def _error(backend: AttentionBackend, layer: Layer, dtype: str, seed: int, bench
         block_size=layer.block_size,
         seed=seed,
     )
-    error = float((made.attend(backend).double() - made.exact()).abs().max())
+    exact = made.exact()
+    error = float(((made.attend(backend).double() - exact).abs() / (1.0 + exact.abs())).max())
     told = f"attention step {seed} ({layer}, {dtype}, new tokens {counts}, cached {starts})"
     if not error <= TOLERANCE[dtype]:
         raise WrongResultError(f"{told} differs from float64 by {error:.3g}, tolerated {TOLERANCE[dtype]:g}")

@@ -73,7 +73,8 @@ def measure(bench: GpuBench) -> Found:
         f"{setting.small}, random weights, {setting.dtype}; {len(asked)} requests that are all there at "
         f"once, {num_tokens:,} output tokens, prompts and outputs of {setting.offline_lengths[0]} to "
         f"{setting.offline_lengths[1]} tokens; continuous batching of all of them, padded `generate` in "
-        f"batches of {_padded_batch(bench, asked)}; greedy; rounds: {len(rates[OURS])}"
+        f"batches of {_padded_batch(bench, asked)}, both by SDPA unless transformers finds flash-attn; all "
+        f"greedy; rounds: {len(rates[OURS])}"
     )
     found.tables.append(_table(rates, ratios, turns))
     found.data = {"output_tokens": num_tokens, "output_throughput": rates, "ours_over": ratios}
@@ -127,8 +128,7 @@ def _take_turns(bench: GpuBench, case: Case) -> tuple[dict[str, list[Turn]], dic
 
 def _serve(bench: GpuBench, name: str, side: Side, asked: list[Request]) -> Turn:
     turn = side(asked)
-    if bench.on_cuda:
-        torch.cuda.empty_cache()  # what one side leaves cached the next may need
+    bench.release()  # what one side leaves the next may need
     for request, output in zip(asked, turn.outputs, strict=True):
         if len(output) != request.max_tokens:
             raise WrongResultError(

@@ -21,6 +21,7 @@ WARM_UPS = 3
 @torch.inference_mode()
 def fill_cache(executor: TorchExecutor) -> None:
     """Random keys and values: of zeros a GPU computes faster than of anything else."""
+    decode_steps_s(executor, 1, 1, 1)  # makes the pools
     for pools in executor.cache.layers.values():
         for pool in pools:
             pool.normal_()
