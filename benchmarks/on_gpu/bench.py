@@ -108,12 +108,14 @@ class GpuBench:
 
     def release(self) -> None:
         """Give the device's memory back; whoever still holds the model keeps it there, which is told."""
-        before = None if self._loaded is None else weakref.ref(self._loaded[1].executor)
-        self._loaded = None
-        gc.collect()
-        if before is not None and before() is not None:
-            self.say(STILL_HELD)
+        if self._loaded is not None:
+            before = weakref.ref(self._loaded[1].executor)
+            self._loaded = None
+            gc.collect()
+            if before() is not None:
+                self.say(STILL_HELD)
         if self.on_cuda:
+            gc.collect()
             torch.cuda.empty_cache()
 
     def synchronize(self) -> None:

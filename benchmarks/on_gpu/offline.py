@@ -29,7 +29,6 @@ from tunebatch.models.named_shape import named_shape
 
 OURS, PEERS = "ours", ("generate_batch", "generate")
 HIGHEST_ID = 10_000
-MOST_ROUNDS = 3
 SHORT_S, FEW = 150.0, 64  # of less time only so many of the requests are served
 # Of the memory that is free, what a padded cache may take: it is copied as it grows.
 PADDED_SHARE = 0.4
@@ -115,7 +114,7 @@ def _take_turns(bench: GpuBench, case: Case) -> tuple[dict[str, list[Turn]], dic
             whys[name] = str(error).strip().splitlines()[0]
     turns: dict[str, list[Turn]] = {name: [] for name in sides}
     round_s = 0.0
-    for number in range(MOST_ROUNDS):
+    for number in range(bench.setting.rounds):
         if number and bench.budget.left_s() < round_s:
             break
         round_s = 0.0
@@ -128,7 +127,8 @@ def _take_turns(bench: GpuBench, case: Case) -> tuple[dict[str, list[Turn]], dic
 
 def _serve(bench: GpuBench, name: str, side: Side, asked: list[Request]) -> Turn:
     turn = side(asked)
-    bench.release()  # what one side leaves the next may need
+    if bench.on_cuda:
+        bench.release()  # what one side leaves the next may need
     for request, output in zip(asked, turn.outputs, strict=True):
         if len(output) != request.max_tokens:
             raise WrongResultError(

@@ -25,7 +25,7 @@ class Setting:
         prompts: Lengths of prompts that are prefilled.
         at_context: The context at which decode steps are judged, and ``at_prompt`` the prompt.
         num_blocks: KV blocks; None: as many as there is room for.
-        requests: Of the offline workload, and ``offline_lengths`` its lengths.
+        requests: Of the offline workload, served so many ``rounds``, and ``offline_lengths`` its lengths.
         checked: Strategies whose tokens are compared.
         workloads: That all strategies serve, with ``strategy_requests`` each at ``strategy_batch``.
     """
@@ -50,6 +50,7 @@ class Setting:
     num_blocks: int | None
     repeats: int
     requests: int
+    rounds: int
     offline_lengths: tuple[int, int]
     checked: tuple[str, ...]
     workloads: tuple[str, ...]
@@ -80,6 +81,7 @@ ON_GPU = Setting(
     num_blocks=None,
     repeats=20,
     requests=256,
+    rounds=3,
     offline_lengths=(100, 1024),
     checked=CHECKED,
     workloads=WORKLOADS,
@@ -110,6 +112,7 @@ DRY = Setting(
     num_blocks=40,
     repeats=3,
     requests=6,
+    rounds=1,
     offline_lengths=(4, 12),
     checked=CHECKED,
     workloads=WORKLOADS,
