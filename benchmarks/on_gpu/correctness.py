@@ -85,4 +85,4 @@ def _table(found: list[Divergence], compared: int) -> Table:
     )
 
 
-PART = Part("correctness", "Is what is computed right?", 120.0, measure, (EXACT, TIES))
+PART = Part("correctness", "Is what is computed right?", 240.0, measure, (EXACT, TIES))
