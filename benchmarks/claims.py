@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ import transformers
 from claimed import adaptive, batching, chunking, continuous, dynamic, heads, prefix, slots, speculation
 from claimed.bench import Bench, Side
 from claimed.claim import Claim, Judged
+from claimed.commit import commit
 from claimed.page import machine_folder, to_json_dict, to_markdown
 
 from tunebatch.engine.strategies import STRATEGIES, strategy
@@ -99,28 +99,13 @@ def _begin(rounds: int) -> tuple[Bench, dict[str, Any]]:
     model = executor.model_info
     facts = environment() | {
         "date": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC",
-        "commit": _commit(),
+        "commit": commit(ROOT),
         "model": f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters, {model['dtype']}, "
         f"{model['device']}",
         "same_tokens": f"greedy tokens: {same.num_requests} requests, {same.num_tokens} tokens, equal to "
         f"`generate` under {', '.join(same.strategies)}",
     }
     return bench, facts
-
-
-def _commit() -> str | None:
-    """Of the code that runs, with a plus where it was changed since; None outside of a repository."""
-    git = ("git", "-C", str(ROOT))
-    try:
-        name = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run(
-            [*git, "diff", "--quiet", "HEAD", "--", "tunebatch", "benchmarks"], check=False
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return name.stdout.strip() + "+" * bool(changed.returncode)
 
 
 def _measured(place: int, bench: Bench) -> Judged:

@@ -41,8 +41,7 @@ def generate_batch(case: Case) -> Side:
     def turn(requests: list[Request]) -> Turn:
         settings = transformers.ContinuousBatchingConfig(
             max_requests_per_batch=case.batch,
-            max_batch_tokens=MAX_BATCH_TOKENS,
-            num_blocks=BLOCKS_PER_REQUEST * case.batch,
+            **_sizes(case),
             # The same prompts come in every round: no engine may remember them.
             allow_block_sharing=False,
         )
@@ -50,7 +49,7 @@ def generate_batch(case: Case) -> Side:
         with model.continuous_batching_context_manager(
             generation_config=generation, continuous_batching_config=settings
         ) as manager:
-            if not model.config._attn_implementation.endswith("sdpa"):
+            if case.device == "cpu" and not model.config._attn_implementation.endswith("sdpa"):
                 raise NoContinuousBatchingError(
                     f"transformers switched to {model.config._attn_implementation}; paged SDPA is measured"
                 )
@@ -70,3 +69,10 @@ def generate_batch(case: Case) -> Side:
         return Turn(span.seconds, [outputs[str(request.id)] for request in requests], span.foreign_cores)
 
     return turn
+
+
+def _sizes(case: Case) -> dict[str, int]:
+    """On a GPU it finds what fits by itself."""
+    if case.device != "cpu":
+        return {}
+    return {"max_batch_tokens": MAX_BATCH_TOKENS, "num_blocks": BLOCKS_PER_REQUEST * case.batch}

@@ -16,7 +16,8 @@ from tunebatch.engine.request import Request
 from tunebatch.execute.torch.load import DTYPES
 from tunebatch.execute.torch.random_weights import random_network
 from tunebatch.measure.telemetry.cpu import CpuTelemetry
-from tunebatch.models import bundled_target, shapes
+from tunebatch.models import bundled_target
+from tunebatch.models.named_shape import named_shape
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, (16, 256)
 CONTEXT = PROMPT_TOKENS + OUTPUT_TOKENS[1]
@@ -27,12 +28,18 @@ MODELS = ("bundled", *SHAPES)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row of the comparison: a model's folder, a number type, a limit of running sequences, requests."""
+    """One row of the comparison: a model's folder, a number type, a limit of running sequences, requests.
+
+    Attributes:
+        backend: Of our attention.
+    """
 
     folder: Path
     dtype: str
     batch: int
     requests: list[Request]
+    device: str = "cpu"
+    backend: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +83,18 @@ def timed() -> Iterator[Span]:
         span.foreign_cores = telemetry.use.other_cpu_percent / 100
 
 
-def save(model: str, dtype: str, folder: Path) -> tuple[int, int]:
+def save(model: str, dtype: str, folder: Path, device: str = "cpu") -> tuple[int, int]:
     """Writes the model's weights in Hugging Face format; returns its parameters and its vocabulary's size.
 
-    No EOS token is left in its configuration: every side generates exactly the lengths asked for.
+    A model is ``bundled``, or random weights of a named shape. No EOS token is left in its configuration:
+    every side generates exactly the lengths asked for.
     """
     if model == "bundled":
         network = transformers.AutoModelForCausalLM.from_pretrained(bundled_target(), dtype=DTYPES[dtype])
     else:
-        network = random_network(shapes.SHAPES[SHAPES[model]].config, DTYPES[dtype], "cpu")
+        shape = named_shape(SHAPES.get(model, model))
+        assert shape is not None, model
+        network = random_network(shape.config, DTYPES[dtype], device)
     network.config.eos_token_id = network.generation_config.eos_token_id = None
     network.save_pretrained(folder)
     return sum(parameter.numel() for parameter in network.parameters()), network.config.vocab_size
@@ -92,9 +102,10 @@ def save(model: str, dtype: str, folder: Path) -> tuple[int, int]:
 
 def load(case: Case) -> Any:
     """A copy of the model of a side's own, with transformers' SDPA attention."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    network = transformers.AutoModelForCausalLM.from_pretrained(
         case.folder, dtype=DTYPES[case.dtype], attn_implementation="sdpa"
-    ).eval()
+    )
+    return network.to(case.device).eval()
 
 
 def traffic(vocabulary: int, num_requests: int) -> list[Request]:

@@ -68,7 +68,7 @@ def test_a_near_tie_is_none_in_float32(
     executor = served(tiny("llama").to(dtype))
     logits = torch.zeros(99)
     logits[7], logits[8] = 1.0, 1.0 - gap
-    monkeypatch.setattr(same_tokens, "_own_logits", lambda *_: logits)
+    monkeypatch.setattr(same_tokens, "own_logits", lambda *_: logits)
     monkeypatch.setattr(same_tokens, "generate", lambda *_: [7] * 16)
     sampled = "tunebatch.execute.torch.executor.sample"
     monkeypatch.setattr(sampled, lambda logits, _: torch.full((len(logits),), 8))

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from importlib import metadata
 
-import psutil
-
 import tunebatch
 from tunebatch.measure.telemetry.cpu import usable_cores
 from tunebatch.measure.telemetry.nvml import Gpu, NvmlError, open_gpu
@@ -31,7 +29,7 @@ def environment(gpu: Gpu | None = None) -> dict[str, str | int | float | None]:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cores": len(usable_cores()),
-        "memory_bytes": int(psutil.virtual_memory().total),
+        "memory_bytes": _memory_bytes(),
         "load_average": _load_average(),
     }
     for library in _LIBRARIES:
@@ -44,6 +42,14 @@ def _version(library: str) -> str | None:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _memory_bytes() -> int:
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(psutil.virtual_memory().total)
 
 
 def _load_average() -> float | None:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from tunebatch.measure.student import t_quantile
 
 FloatArray = NDArray[np.float64]
 
@@ -97,7 +98,7 @@ def percentile_interval(
     if shares is None:
         return None
     error = max(shares.std_error, math.sqrt(q * (1.0 - q) / count))
-    half = _t_quantile(0.5 + confidence / 2.0, _BATCHES - 1) * error
+    half = t_quantile(0.5 + confidence / 2.0, _BATCHES - 1) * error
     if q - half < 0.0 or q + half > 1.0:
         return None
     return percentile_of_sorted(ordered, q - half), percentile_of_sorted(ordered, q + half)
@@ -152,14 +153,5 @@ def combine_repeats(repeats: Sequence[float], confidence: float = 0.95) -> Estim
 def _t_interval(means: FloatArray, confidence: float) -> Estimate:
     mean = float(means.mean())
     error = float(means.std(ddof=1)) / math.sqrt(means.size)
-    half = _t_quantile(0.5 + confidence / 2.0, means.size - 1) * error
+    half = t_quantile(0.5 + confidence / 2.0, means.size - 1) * error
     return Estimate(mean, mean - half, mean + half, error, means.size)
-
-
-@lru_cache(maxsize=64)
-def _t_quantile(p: float, degrees: int) -> float:
-    # scipy.special alone loads several times faster than scipy.stats.
-    from scipy.special import stdtrit
-
-    quantile: Any = stdtrit(degrees, p)
-    return float(quantile)

@@ -8,8 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from tunebatch.execute.torch.attention.base import AttentionBackend, StepContext
-from tunebatch.execute.torch.attention.compiled import Compiled
-from tunebatch.execute.torch.compiled.decoder import compiled_decoder
 from tunebatch.execute.torch.merged import MergedProjection, merge, pays
 from tunebatch.execute.torch.torch_compile import compiled_forward
 
@@ -58,7 +56,12 @@ def choose_forward(
         mergeable: See `merged.watched`.
         compiler: The torch.compile backend that was asked for.
     """
-    if isinstance(backend, Compiled) and compiler is None:
+    if backend.name == "compiled" and compiler is None:
+        # Not above: a GPU is served without numba.
+        from tunebatch.execute.torch.attention.compiled import Compiled
+        from tunebatch.execute.torch.compiled.decoder import compiled_decoder
+
+        assert isinstance(backend, Compiled)
         decoder = compiled_decoder(model, backend, max_context)
         if decoder is not None:
             return {"forward": "compiled"}, decoder

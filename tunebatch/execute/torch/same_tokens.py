@@ -132,10 +132,10 @@ def _tie(
     at = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), len(got))
     gap = float("nan")
     if at < min(len(got), len(expected)):
-        logits = _own_logits(executor, [*request.prompt, *expected[:at]])
+        logits = own_logits(executor, [*request.prompt, *expected[:at]])
         gap = float(logits[expected[at]] - logits[got[at]])
         dtype = executor.model.dtype
-        if dtype != torch.float32 and abs(gap) <= _ROUNDINGS * torch.finfo(dtype).eps * logits.abs().max():
+        if dtype != torch.float32 and abs(gap) <= rounding(dtype, float(logits.abs().max())):
             return True
     raise TokenMismatchError(
         f"strategy {strategy} gives other tokens than generate: request {request.id}, output token {at}, "
@@ -143,8 +143,13 @@ def _tie(
     )
 
 
+def rounding(dtype: torch.dtype, largest_logit: float) -> float:
+    """How far two computations of one logit may lie apart whose sums are in another order."""
+    return _ROUNDINGS * torch.finfo(dtype).eps * largest_logit
+
+
 @torch.inference_mode()
-def _own_logits(executor: TorchExecutor, tokens: list[int]) -> torch.Tensor:
+def own_logits(executor: TorchExecutor, tokens: list[int]) -> torch.Tensor:
     """Logits after the last of the tokens, by the model's own attention."""
     executor.model.set_attn_implementation("eager")
     try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,14 @@ class CpuTelemetry:
     """Samples the processor in a thread, 10 times a second, from ``__enter__`` to ``__exit__``.
 
     Nothing in the measured thread waits for it, and what it keeps does not grow with the span; after the
-    block, ``use`` says what happened. Child processes count as others. Where the system tells nothing,
-    ``use`` is None instead of an error.
+    block, ``use`` says what happened. Child processes count as others. Where the system tells nothing, or
+    psutil is missing, ``use`` is None instead of an error.
     """
 
     def __init__(self, interval_s: float = 0.1) -> None:
         self.use: CpuUse | None = None
         self._interval_s = interval_s
-        self._process = psutil.Process()
+        self._process = _this_process()
         self._cores = usable_cores()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -81,6 +84,10 @@ class CpuTelemetry:
             self._sample()
 
     def _sample(self) -> None:
+        if self._process is None:
+            return
+        import psutil
+
         try:
             own = self._process.cpu_times()
             rss = int(self._process.memory_info().rss)
@@ -92,14 +99,30 @@ class CpuTelemetry:
 
 def usable_cores() -> list[int]:
     """The cores that this process may run on; all of them where the system has no affinity."""
+    process = _this_process()
+    if process is None:
+        return sorted(os.sched_getaffinity(0))
+    import psutil
+
     try:
-        return list(psutil.Process().cpu_affinity() or [])
+        return list(process.cpu_affinity() or [])
     except (AttributeError, psutil.Error, OSError):
         return list(range(psutil.cpu_count() or 1))
 
 
+def _this_process() -> psutil.Process | None:
+    """None without psutil, which a Linux machine that is there for its GPU may lack."""
+    try:
+        import psutil
+    except ModuleNotFoundError:
+        return None
+    return psutil.Process()
+
+
 def _busy_seconds(cores: list[int]) -> float:
     """Seconds since boot in which these cores were not free, theft by a hypervisor included."""
+    import psutil
+
     times = psutil.cpu_times(percpu=True)
     busy = 0.0
     for core in cores:

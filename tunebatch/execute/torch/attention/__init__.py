@@ -11,11 +11,17 @@ import torch
 from tunebatch.execute.torch.attention.asked import Asked
 from tunebatch.execute.torch.attention.base import AttentionBackend
 from tunebatch.execute.torch.attention.choice import OPTIONAL, Timer, fastest, why_not
-from tunebatch.execute.torch.attention.compiled import Compiled, refusal
 from tunebatch.execute.torch.attention.packed import Packed
 from tunebatch.execute.torch.attention.reference import Reference
 
 _LARGEST_HEAD = 256  # whose tiles fit into the registers and the shared memory of one multiprocessor
+
+
+def _compiled() -> AttentionBackend:
+    # Not above: a GPU is served without numba, which takes a second to import.
+    from tunebatch.execute.torch.attention.compiled import Compiled
+
+    return Compiled()
 
 
 def _triton() -> AttentionBackend:
@@ -28,7 +34,7 @@ def _triton() -> AttentionBackend:
 BACKENDS: dict[str, Callable[[], AttentionBackend]] = {
     "reference": Reference,
     "packed": Packed,
-    "compiled": Compiled,
+    "compiled": _compiled,
     "triton": _triton,
 }
 
@@ -58,7 +64,7 @@ def choose_backend(
             "attention backend compiled: runs on a CPU only; use "
             + _fastest(device, dtype, head_dim, block_size)
         )
-    if name == "compiled" and (why := refusal(dtype, head_dim, block_size)):
+    if name == "compiled" and (why := compiled_refusal(dtype, head_dim, block_size)):
         raise ValueError(f"attention backend compiled: {why}; use packed")
     return BACKENDS[name]()
 
@@ -99,6 +105,15 @@ def choose_for_gpu(
     return backends[chosen], {"attention_measured": told}
 
 
+def compiled_refusal(dtype: torch.dtype, head_dim: int, block_size: int) -> str | None:
+    """Why the compiled kernels cannot serve such a model on a CPU, or None."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    from tunebatch.execute.torch.attention.compiled import refusal
+
+    return refusal(dtype, head_dim, block_size)
+
+
 def triton_refusal(device: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """Why the Triton kernels cannot serve such a model, or None."""
     if importlib.util.find_spec("triton") is None:
@@ -118,5 +133,5 @@ def triton_refusal(device: str, dtype: torch.dtype, head_dim: int) -> str | None
 
 def _fastest(device: str, dtype: torch.dtype, head_dim: int, block_size: int) -> str:
     if device == "cpu":
-        return "packed" if refusal(dtype, head_dim, block_size) else "compiled"
+        return "packed" if compiled_refusal(dtype, head_dim, block_size) else "compiled"
     return "reference" if triton_refusal(device, dtype, head_dim) else "triton"
