@@ -85,6 +85,8 @@ class GpuBench:
             graphs: None: as the engine does by itself.
         """
         setting = self.setting
+        if graphs == seam.default(load_executor, "graphs"):
+            graphs = None  # what was loaded so before need not be loaded again
         key = (model, dtype or setting.dtype, graphs, max_slots or setting.max_slots)
         if self._loaded is not None and self._loaded[0] == key:
             return self._loaded[1]

@@ -117,4 +117,4 @@ def _grouped(lines: list[str]) -> list[str]:
     return [f"{begins}, batch {', '.join(own)}: {why}" for (begins, why), own in groups.items()]
 
 
-PART = Part("decode", "Does a decode step take what its memory traffic takes?", 150.0, measure, (BAR,))
+PART = Part("decode", "Does a decode step take what its memory traffic takes?", 200.0, measure, (BAR,))

@@ -59,7 +59,7 @@ def measure(bench: GpuBench) -> Found:
     split: list[dict[str, Any]] = []
     overlap: list[dict[str, Any]] = []
     graphs: list[dict[str, Any]] = []
-    models = (setting.small, setting.large)
+    models = (setting.large, setting.small)  # the first is still loaded
     for place, model in enumerate(models):
         budget = bench.budget.share(len(models) - place)
         _of_model(bench, model, budget, found.not_measured, split, overlap)

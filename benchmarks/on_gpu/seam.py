@@ -22,6 +22,11 @@ def switch(function: Callable[..., Any], **wanted: Any) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value is not None and takes(function, name)}
 
 
+def default(function: Callable[..., Any], name: str) -> Any:
+    """Of one of its keywords; None of one that it does not take."""
+    return inspect.signature(function).parameters[name].default if takes(function, name) else None
+
+
 def has_graphs(device: str) -> bool:
     """CUDA graphs can be switched on and off."""
     return device == "cuda" and takes(load_executor, "graphs")

@@ -108,6 +108,7 @@ def test_a_switch_that_the_engine_has_not_is_not_thrown() -> None:
 
     assert seam.switch(with_switch, overlap=False) == {"overlap": False}
     assert seam.switch(with_switch, overlap=None) == seam.switch(without, overlap=True) == {}
+    assert (seam.default(with_switch, "overlap"), seam.default(without, "overlap")) == (True, None)
 
 
 Parts = Callable[..., dict[str, Part]]
