@@ -9,8 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tunebatch.engine.strategies import STRATEGIES, features_named, named
+from tunebatch.profile_knobs import Ranges, parse_ranges
+from tunebatch.workload.spec import ArrivalKind
 
 Objective = Literal["capacity", "throughput"]
+Sampler = Literal["auto", "gp", "tpe", "random"]
 
 _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 _TIME_UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
@@ -84,6 +87,7 @@ def _number(value: Any) -> Any:
 
 Integer = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
+Length = Annotated[int | str, BeforeValidator(_number)]
 
 
 class Section(BaseModel):
@@ -106,15 +110,15 @@ class WorkloadSection(Section):
     """A named workload, changed by whatever else is given; or an explicit one."""
 
     name: str | None = None
-    arrivals: str | None = None
+    arrivals: ArrivalKind | None = None
     rate_per_s: Annotated[Number, Field(gt=0)] | None = None
     burstiness: Annotated[Number, Field(gt=0)] | None = None
-    prompt_tokens: int | str | None = None
-    output_tokens: int | str | None = None
-    prefix_tokens: int | str | None = None
+    prompt_tokens: Length | None = None
+    output_tokens: Length | None = None
+    prefix_tokens: Length | None = None
     prefixes: Annotated[Integer, Field(ge=1)] | None = None
     prefix_skew: Annotated[Number, Field(ge=0, le=10)] | None = None
-    turns: int | str | None = None
+    turns: Length | None = None
     cancel: Annotated[Number, Field(ge=0, le=1)] | None = None
     cancel_after_s: Annotated[Number, Field(gt=0)] | None = None
     requests: Annotated[Integer, Field(ge=1)] | None = None
@@ -137,13 +141,22 @@ class WorkloadSection(Section):
 
 
 class SearchSection(Section):
-    """What is searched, and how long; ``features`` are those that the search switches on and off."""
+    """What is searched, and how long.
+
+    Attributes:
+        features: Those that the search switches on and off.
+        knobs: The values that knobs may have; the others have the ranges of the strategies' table.
+        sampler: Who suggests the next trial: a Gaussian process, tree-structured Parzen estimators, or
+            chance; ``auto`` is ``gp``, and for long searches, where that gets slow, ``tpe``.
+    """
 
     strategies: Annotated[list[str], BeforeValidator(_strategies)] = Field(
         default_factory=lambda: list(STRATEGIES)
     )
     features: Annotated[list[str], BeforeValidator(_features)] = Field(default_factory=list)
+    knobs: Annotated[Ranges, BeforeValidator(parse_ranges)] = Field(default_factory=dict)
     objective: Objective = "capacity"
+    sampler: Sampler = "auto"
     trials: Integer = Field(40, ge=1)
     time: Annotated[float, BeforeValidator(parse_time)] = 180.0
     seed: Integer = Field(0, ge=0, le=_LAST_SEED)

@@ -43,6 +43,8 @@ def sweep(
     objective: Annotated[
         str | None, typer.Option(metavar="NAME", help="capacity or throughput.", show_default=False)
     ] = None,
+    knob: options.Ranges = None,
+    sampler: options.Sampler = None,
     trials: Annotated[
         int | None,
         typer.Option(metavar="N", help="Configurations to measure at most.", show_default=False),
@@ -94,7 +96,7 @@ def sweep(
         raise CliError(f"unknown baseline {baseline!r}; did you mean 'random'? (one of random)")
     if resume is not None and out is not None:
         raise CliError("--resume goes on in its own folder; leave out --out")
-    options.check_rate(rate)
+    options.check_rate(rate, "--start-rate", "an estimate")
     flags = options.overrides(
         model=model,
         draft=draft,
@@ -110,6 +112,8 @@ def sweep(
         search={
             "strategies": strategy or None,
             "features": features,
+            "knobs": knob or None,
+            "sampler": sampler,
             "objective": objective,
             "trials": trials,
             "time": time,
