@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pydantic import Field, ValidationError
 
+from tunebatch import profile_knobs
 from tunebatch.measure.limits import METRICS, STATISTICS, Slo, SloError, parse_slo
 from tunebatch.profile_sections import (
     DeviceSection,
@@ -103,6 +104,7 @@ def load_profile(
         sections = _Sections.model_validate(values)
     except ValidationError as error:
         raise _one_line(error, source, origin) from None
+    _check_ranges(sections, source, origin)
     return Profile(
         name=name,
         model=sections.model.model_copy(update={"name": _from_anywhere(sections.model.name)}),
@@ -205,7 +207,7 @@ def _variable(section: str, key: str) -> str:
 
 
 def _flag(section: str, key: str) -> str:
-    flag = {"name": section, "strategies": "strategy"}.get(key, key)
+    flag = {"name": section, "strategies": "strategy", "knobs": "knob"}.get(key, key)
     return "--slo" if section == "slo" else f"--{flag.replace('_', '-')}"
 
 
@@ -220,6 +222,20 @@ def _slo(limits: Mapping[str, Any], source: str, origin: Mapping[tuple[str, str]
     return Slo(tuple(read))
 
 
+def _check_ranges(sections: _Sections, source: str, origin: Mapping[tuple[str, str], str]) -> None:
+    search, key = sections.search, ("search", "knobs")
+    problem = profile_knobs.out_of_reach(search.knobs, sections.device.max_slots)
+    # Other strategies by a flag may well leave a range of the file without use.
+    if key in origin or ("search", "strategies") not in origin:
+        problem = problem or profile_knobs.out_of_place(search.knobs, search.strategies, search.features)
+    if problem:
+        raise ProfileError(_of_a_range(origin.get(key, source), problem))
+
+
+def _of_a_range(where: str, problem: object) -> str:
+    return f"{where} {problem}" if where.startswith("--") else f"{where}: [search.knobs] {problem}"
+
+
 def _one_line(error: ValidationError, source: str, origin: Mapping[tuple[str, str], str]) -> ProfileError:
     first = error.errors(include_url=False)[0]
     section, key = (*(str(part) for part in first["loc"]), "", "")[:2]
@@ -231,6 +247,8 @@ def _one_line(error: ValidationError, source: str, origin: Mapping[tuple[str, st
         model = _SECTIONS[section]
         valid = model.model_fields if model is not None else ()
         return ProfileError(f"{where}: [{section}] {key} = {value!r}: unknown key{nearest(key, valid)}")
+    if (section, key) == ("search", "knobs") and kind == "value_error":
+        return ProfileError(_of_a_range(where, context["error"]))
     said = f"{where}: [{section}] {key} = {value!r}"
     if where.startswith("--"):
         said = f"{where} {', '.join(map(str, value)) if isinstance(value, list) else value}"

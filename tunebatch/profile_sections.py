@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tunebatch.engine.strategies import STRATEGIES, features_named, named
+from tunebatch.profile_knobs import Ranges, parse_ranges
 
 Objective = Literal["capacity", "throughput"]
+Sampler = Literal["auto", "gp", "tpe", "random"]
 
 _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 _TIME_UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
@@ -137,13 +139,22 @@ class WorkloadSection(Section):
 
 
 class SearchSection(Section):
-    """What is searched, and how long; ``features`` are those that the search switches on and off."""
+    """What is searched, and how long.
+
+    Attributes:
+        features: Those that the search switches on and off.
+        knobs: The values that knobs may have; the others have the ranges of the strategies' table.
+        sampler: Who suggests the next trial: a Gaussian process, tree-structured Parzen estimators, or
+            chance; ``auto`` is ``gp``, and for long searches, where that gets slow, ``tpe``.
+    """
 
     strategies: Annotated[list[str], BeforeValidator(_strategies)] = Field(
         default_factory=lambda: list(STRATEGIES)
     )
     features: Annotated[list[str], BeforeValidator(_features)] = Field(default_factory=list)
+    knobs: Annotated[Ranges, BeforeValidator(parse_ranges)] = Field(default_factory=dict)
     objective: Objective = "capacity"
+    sampler: Sampler = "auto"
     trials: Integer = Field(40, ge=1)
     time: Annotated[float, BeforeValidator(parse_time)] = 180.0
     seed: Integer = Field(0, ge=0, le=_LAST_SEED)

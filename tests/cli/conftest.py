@@ -59,6 +59,7 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list
         return SimpleNamespace(num_requests=5, num_tokens=80, strategies=names, num_ties=0)
 
     load.load_executor, load.ModelError = load_executor, ModelError  # type: ignore[attr-defined]
+    load.DRAFT_DTYPE = "bfloat16"  # type: ignore[attr-defined]
     same.check_same_tokens = check_same_tokens  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, load.__name__, load)
     monkeypatch.setitem(sys.modules, same.__name__, same)

@@ -108,3 +108,27 @@ def test_a_run_has_as_many_places_as_there_are_slots(tunebatch: Any, monkeypatch
     done = tunebatch("run", "static", "--set", "max_batch_size=9", "-o", "there")
     assert done.code == 2 and "there are 8 batch slots" in done.err
     assert "instead" not in tunebatch("run", "static", "--set", "max_batch_size=8", "-o", "there").err
+
+
+def test_ranges_and_the_sampler_belong_to_the_question(tunebatch: Any) -> None:
+    chosen = ["--knob", "max_batch_size=3-5", "--knob", "max_batched_tokens=512", "--sampler", "random"]
+    done = tunebatch("sweep", "-p", "smoke", *QUICK, "--trials", "5", *chosen, "-o", "here")
+    assert done.code == 0, done.err
+    for line in ("knob max_batch_size: 3-5", "knob max_batched_tokens: 512 only", "sampler: random"):
+        assert line in done.err
+    told = json.loads(Path("here/sweep.json").read_text())
+    assert told["knob_ranges"] == {"max_batch_size": [3, 5], "max_batched_tokens": [512, 512]}
+    assert told["sampler"] == "random"
+    tried = [trial["knobs"] for trial in told["trials"]]
+    assert {knobs["max_batched_tokens"] for knobs in tried} == {512}
+    assert len(tried) > 2 and {knobs["max_batch_size"] for knobs in tried} <= {3, 4, 5}
+    assert tunebatch("sweep", "--resume", "here", "--trials", "6").code == 0
+    for changed in (["--knob", "max_batch_size=3-6"], ["--sampler", "tpe"]):
+        done = tunebatch("sweep", "--resume", "here", *changed)
+        assert done.code == 2 and "here holds a sweep with " in done.err
+
+
+def test_a_dry_run_tells_the_ranges_and_the_sampler(tunebatch: Any) -> None:
+    done = tunebatch("sweep", "-p", "smoke", "--dry-run", "--knob", "max_batch_size=3", "--sampler", "tpe")
+    assert done.code == 0, done.err
+    assert "knob max_batch_size: 3 only" in done.out and "sampler: tpe" in done.out

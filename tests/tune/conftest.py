@@ -22,4 +22,4 @@ def cheap_suggestions(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     from tunebatch.tune import sweep
     from tunebatch.tune.journal import random_sampler
 
-    monkeypatch.setattr(sweep, "gp_sampler", lambda seed, *_: random_sampler(seed))
+    monkeypatch.setattr(sweep, "sampler_of", lambda name, seed, *_: random_sampler(seed))

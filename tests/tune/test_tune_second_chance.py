@@ -10,9 +10,8 @@ import optuna
 import pytest
 from tune_fake import Device, batch_of
 
-from tunebatch.engine.knobs import Knob
 from tunebatch.engine.plan import OutOfDeviceMemoryError
-from tunebatch.engine.strategies import STRATEGIES, Strategy, StrategyKind, strategy
+from tunebatch.engine.strategies import Strategy, strategy
 from tunebatch.tune.facts import SweepOutcome, TrialFacts
 from tunebatch.tune.journal import FILE, StudyLog
 from tunebatch.tune.second_chance import smaller
@@ -49,7 +48,7 @@ def keys(directory: Path, study: str = "search") -> list[str]:
     return sorted(key for trial in alive if (key := trial.user_attrs.get("key", "")).startswith("smaller"))
 
 
-def test_a_quarter_of_the_batch_down_to_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quarter_of_the_batch_down_to_the_least() -> None:
     chosen = strategy("dynamic", {"max_batch_size": 32, "max_delay_s": 0.2})
     eight = smaller(chosen)
     assert eight == strategy("dynamic", {"max_batch_size": 8, "max_delay_s": 0.2})
@@ -59,12 +58,9 @@ def test_a_quarter_of_the_batch_down_to_two(monkeypatch: pytest.MonkeyPatch) -> 
     assert smaller(strategy("sarathi")) is None, "it would no longer be what it is named after"
     fewer = smaller(strategy("adaptive", {"max_batch_size": 8, "min_batch_size": 6}))
     assert fewer == strategy("adaptive", {"max_batch_size": 2, "min_batch_size": 2})
-    limit = Knob("max_batch_size", 6, 64, 32, "sequences")
-    kind = STRATEGIES["static"]
-    monkeypatch.setitem(STRATEGIES, "static", StrategyKind(kind.make, (limit,), kind.summary))
-    six = smaller(strategy("static", {"max_batch_size": 8}))
+    six = smaller(strategy("static", {"max_batch_size": 8}), least=6)
     assert six == strategy("static", {"max_batch_size": 6})
-    assert smaller(six) is None
+    assert six is not None and smaller(six, least=6) is None
 
 
 def test_smaller_batches_come_after_the_defaults_until_one_meets_the_slo(tmp_path: Path) -> None:

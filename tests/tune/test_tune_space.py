@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -120,3 +121,37 @@ def test_an_automatic_knob_is_kept_by_name() -> None:
     kept = json.loads(json.dumps(facts.to_json()))
     assert kept["knobs"]["chunk_size"] == "auto"
     assert TrialFacts.from_json(kept) == facts
+
+
+RANGES = {"max_batch_size": (8, 24), "chunk_size": (100, 100), "max_delay_s": (0.01, 0.02)}
+
+
+def test_every_point_of_a_space_keeps_to_the_ranges_that_were_given() -> None:
+    space, rng = Space(NAMES, max_slots=64, ranges=RANGES), random.Random(6)
+    drawn = [space.to_strategy(space.draw(rng)) for _ in range(300)]
+    drawn += [space.default(name) for name in NAMES]
+    seen: dict[str, set[float]] = {}
+    for chosen in drawn:
+        for name, value in chosen.knobs:
+            seen.setdefault(name, set()).add(value)
+            low, high = RANGES.get(name, (-math.inf, math.inf))
+            assert low <= value <= high, (chosen, name)
+    assert len(seen["max_batch_size"]) > 10 and len(seen["max_batched_tokens"]) > 10
+    assert seen["chunk_size"] == {100}
+    for name, params in zip(NAMES, space.defaults(), strict=True):
+        assert space.to_strategy(params) == space.default(name)
+
+
+def test_auto_alone_is_a_range_where_a_knob_can_be_that() -> None:
+    names = ("mixed", "chunked")
+    space, rng = Space(names, ranges={"chunk_size": (0, 0)}), random.Random(7)
+    drawn = [space.to_strategy(space.draw(rng)) for _ in range(100)]
+    shown = {name: {one.shown_knobs["chunk_size"] for one in drawn if one.name == name} for name in names}
+    assert shown["mixed"] == {"auto"} == {space.default("mixed").shown_knobs["chunk_size"]}
+    assert len(shown["chunked"]) > 10 and "auto" not in shown["chunked"]
+
+
+def test_a_feature_that_is_switched_on_keeps_to_its_range() -> None:
+    space = Space(("continuous",), features=("ngram",), ranges={"num_drafts": (2, 3)})
+    (other,) = space.neighbours(space.default("continuous"))
+    assert dict(other.knobs)["num_drafts"] == 2

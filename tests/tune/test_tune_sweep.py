@@ -405,3 +405,50 @@ def test_no_batch_is_tried_that_there_are_no_slots_for(tmp_path: Path) -> None:
     assert max(tried) == 4
     assert not any("max_batch_size 32" in label for label, _, _ in device.asked)
     assert outcome.best_default is not None and tune_fake.batch_of(outcome.best_default.chosen) == 4
+
+
+def test_a_search_keeps_to_the_ranges_it_was_given_whatever_it_tries(tmp_path: Path) -> None:
+    device = Device(
+        hopeless=lambda chosen, seed: chosen.policy == "static" and tune_fake.batch_of(chosen) > 9
+    )
+    options: dict[str, Any] = {
+        "max_trials": 12,
+        "ranges": {"max_batch_size": (10, 14)},
+        "baseline_random": True,
+    }
+    outcome = sweep(device, tmp_path, **options)
+    assert outcome.winner is not None and len(outcome.trials) > 12
+    batches = {one.knobs["max_batch_size"] for one in outcome.trials if one.strategy != "sequential"}
+    assert len(batches) > 2 and batches <= set(range(10, 15))
+    with pytest.raises(SweepMismatchError, match=r"knobs = \{'max_batch_size': \[10, 14\]\}, not None"):
+        sweep(device, tmp_path, max_trials=12)
+
+
+@pytest.mark.gaussian_process
+@pytest.mark.parametrize(
+    ("name", "trials", "made"),
+    [
+        ("auto", 40, "GPSampler"),
+        ("auto", 300, "TPESampler"),
+        ("gp", 300, "GPSampler"),
+        ("tpe", 40, "TPESampler"),
+        ("random", 40, "RandomSampler"),
+    ],
+)
+def test_the_sampler_is_the_one_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any, trials: int, made: str
+) -> None:
+    used: list[str] = []
+    ask = optuna.Study.ask
+
+    def asked(study: optuna.Study, *given: Any, **named: Any) -> optuna.Trial:
+        used.append(type(study.sampler).__name__)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optuna.Study, "ask", asked)
+    sweep(Device(), tmp_path, sampler=name, max_trials=trials)
+    assert used == [made]
+    monkeypatch.setattr(optuna.Study, "ask", ask)
+    if name != "auto":
+        with pytest.raises(SweepMismatchError, match=f"sampler = '{name}', not None"):
+            sweep(Device(), tmp_path, max_trials=trials)

@@ -42,7 +42,7 @@ def dry_run(
     from tunebatch.tune.variants import NONE
 
     workload, search = session.workload(), asked.search
-    space = Space(search.strategies, asked.device.max_slots, features=search.features)
+    space = Space(search.strategies, asked.device.max_slots, features=search.features, ranges=search.knobs)
     pace = {name: _predicted_rate(session, space.default(name)) for name in search.strategies}
     single = _single_features(space, pace)
     session.load_draft_for(single)
@@ -57,6 +57,8 @@ def dry_run(
         "features_left_out": left_out,
         "switches": {group: [NONE, *members] for group, members in space.groups.items()},
         "variants": list(space.variants_of_all),
+        "knob_ranges": search.knobs,
+        "sampler": search.sampler,
         "objective": search.objective,
         "max_trials": search.trials,
         "max_time_s": search.time,
@@ -80,10 +82,13 @@ def dry_run(
 
 def _show(asked: Profile, plan: dict[str, Any]) -> None:
     from tunebatch.cli.feature_choice import left_out_lines
+    from tunebatch.cli.sweep_words import search_lines
 
     search, few, served = asked.search, plan["requests"], plan["predicted_run_requests"]
     run_s, least_s = plan["predicted_run_s"], plan["predicted_least_time_s"]
     print(f"search:    {', '.join(search.strategies)}; objective {search.objective}")
+    for line in search_lines(search):
+        print(f"           {line}")
     if search.features:
         print(f"features:  {_switches(plan)}")
     for line in left_out_lines(plan["features_left_out"]):

@@ -168,6 +168,24 @@ Telemetry = Annotated[
         help="Measure first what the device can do, and tell how much of it each run used (MFU, MBU).",
     ),
 ]
+Ranges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--knob",
+        metavar="KNOB=RANGE",
+        help="What the search keeps to, such as max_batch_size=4-128; one value pins it. Repeat for more.",
+        show_default=False,
+    ),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="NAME",
+        help="Who suggests configurations: gp, tpe or random [gp; tpe beyond 200 trials].",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; the answer only.")]
 

@@ -43,6 +43,8 @@ def sweep(
     objective: Annotated[
         str | None, typer.Option(metavar="NAME", help="capacity or throughput.", show_default=False)
     ] = None,
+    knob: options.Ranges = None,
+    sampler: options.Sampler = None,
     trials: Annotated[
         int | None,
         typer.Option(metavar="N", help="Configurations to measure at most.", show_default=False),
@@ -110,6 +112,8 @@ def sweep(
         search={
             "strategies": strategy or None,
             "features": features,
+            "knobs": knob or None,
+            "sampler": sampler,
             "objective": objective,
             "trials": trials,
             "time": time,

@@ -79,11 +79,15 @@ def refuse_other_question(folder: Path, begun_with: Profile, asked: Profile) -> 
 
 
 def _question(asked: Profile) -> dict[str, Any]:
+    from tunebatch.profile_knobs import range_text
+
     traffic = asked.workload.given()
     if "trace_file" in traffic:
         traffic["trace_file"] = str(Path(traffic["trace_file"]).resolve())
     return {
         "strategies": asked.search.strategies,
+        "knobs": [f"{name}={range_text(name, *ends)}" for name, ends in asked.search.knobs.items()],
+        "sampler": asked.search.sampler,
         "objective": asked.search.objective,
         "seed": asked.search.seed,
         "slo": asked.slo.texts(),

@@ -39,6 +39,8 @@ def outcome_json(
         "schema": SCHEMA,
         "headline": headline(outcome, asked),
         "objective": asked.search.objective,
+        "knob_ranges": {name: list(ends) for name, ends in asked.search.knobs.items()},
+        "sampler": asked.search.sampler,
         "slo": asked.slo.texts(),
         "synthetic_acceptance": list(asked.model.acceptance) or None,
         "winner": trial(outcome.winner),

@@ -92,11 +92,14 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
 def _on_the_edge(winner: TrialFacts, asked: Profile) -> list[str]:
     """Knobs that may be better still beyond what was searched; one sequence at a time is no such edge."""
     found = []
-    for knob in Space([winner.strategy], asked.device.max_slots).knobs_of(winner.strategy):
+    slots = asked.device.max_slots
+    for knob in Space([winner.strategy], slots, ranges=asked.search.knobs).knobs_of(winner.strategy):
         value = winner.knobs[knob.name]
+        if knob.low == knob.high:
+            continue  # pinned, not tried
         if value == knob.high:
             more = f"tunebatch run {winner.strategy} --set {knob.name}={2 * value:g} tries more"
-            if knob.name == MAX_BATCH_SIZE.name:
+            if knob.name == MAX_BATCH_SIZE.name and value == slots:
                 more = (
                     f"more batch slots, as with TUNEBATCH_DEVICE_MAX_SLOTS={2 * value:g}, let more be tried"
                 )

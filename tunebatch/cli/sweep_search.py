@@ -76,13 +76,14 @@ def _say_what_is_served(
 ) -> None:
     """The model and the traffic, and that every variant of the strategies gives the same tokens."""
     from tunebatch.cli.feature_choice import left_out_lines
+    from tunebatch.cli.sweep_words import search_lines
     from tunebatch.tune.space import Space
 
     strategies = asked.search.strategies
-    notes = [*options.preset_notes(strategies), *left_out_lines(left_out)]
+    notes = [*options.preset_notes(strategies), *left_out_lines(left_out), *search_lines(asked.search)]
     for line in [*session.describe(session.workload()), *notes]:
         progress.note(line)
-    space = Space(strategies, features=asked.search.features)
+    space = Space(strategies, features=asked.search.features, ranges=asked.search.knobs)
     served = [space.default(name) for base in space.names for name in space.variants(base)]
     progress.note(session.check_tokens(served))
 
@@ -132,6 +133,8 @@ def _searched(
         session.measure,
         strategies=wanted.strategies,
         features=wanted.features,
+        ranges=wanted.knobs,
+        sampler=wanted.sampler,
         directory=folder,
         objective=wanted.objective,
         start_rate=start_rate,

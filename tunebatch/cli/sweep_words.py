@@ -6,17 +6,28 @@ from typing import TYPE_CHECKING
 
 from tunebatch.cli.sweep_margin import is_recorded
 from tunebatch.measure.limits import format_duration
+from tunebatch.profile_knobs import range_text
 from tunebatch.report.rows import duration, number, short_knobs
 from tunebatch.report.speculation import marked
 
 if TYPE_CHECKING:
     from tunebatch.engine.strategies import Strategy
     from tunebatch.profile import Profile
+    from tunebatch.profile_sections import SearchSection
     from tunebatch.tune.facts import Miss, TrialFacts
 
 
 def unit_of(asked: Profile) -> str:
     return "req/s" if asked.search.objective == "capacity" else "tok/s"
+
+
+def search_lines(search: SearchSection) -> list[str]:
+    """The ranges that were chosen, and the sampler, where it was; a line each."""
+    lines = [
+        f"knob {name}: {range_text(name, low, high)}{' only' if low == high else ''}"
+        for name, (low, high) in search.knobs.items()
+    ]
+    return lines if search.sampler == "auto" else [*lines, f"sampler: {search.sampler}"]
 
 
 def strategy_text(chosen: Strategy, asked: Profile) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "Objective",
     "Origin",
     "Phase",
+    "Sampler",
     "SweepEvent",
     "SweepOutcome",
     "TableRow",
@@ -25,6 +26,7 @@ __all__ = [
 
 Objective = Literal["capacity", "throughput"]
 Origin = Literal["default", "search", "random"]
+Sampler = Literal["auto", "gp", "tpe", "random"]
 Phase = Literal["start", "search", "random", "confirm"]
 
 

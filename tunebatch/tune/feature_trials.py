@@ -51,7 +51,9 @@ def _next_group(
     for leader in leaders:
         base = space.base_of(leader.name)
         for group, members in space.groups_of(base).items():
-            added = {f"{base}-{feature}": with_member(leader, group, feature) for feature in members}
+            added = {
+                f"{base}-{feature}": space.within(with_member(leader, group, feature)) for feature in members
+            }
             if any(
                 not log.was_queued(KEY + key) and config_hash(one) not in measured
                 for key, one in added.items()

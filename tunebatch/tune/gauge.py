@@ -10,7 +10,7 @@ from typing import Any
 
 from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.result import RunResult
-from tunebatch.tune.facts import Objective
+from tunebatch.tune.facts import Objective, Sampler
 from tunebatch.tune.runs import Runs
 from tunebatch.tune.space import Space
 from tunebatch.tune.trial import Measured, measure_capacity, measure_throughput
@@ -39,6 +39,8 @@ class Settings:
     end: float
     identity: Mapping[str, Any]
     features: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    sampler: Sampler = "auto"
 
 
 def saturated_rate(glimpse: RunResult) -> float:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunebatch.engine.strategies import Strategy
-from tunebatch.tune.facts import TrialFacts
+from tunebatch.tune.facts import Sampler, TrialFacts
 from tunebatch.tune.space import Space, config_hash
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Journal", "StudyLog", "SweepMismatchError", "gp_sampler", "random_sampler"]
+__all__ = ["Journal", "StudyLog", "SweepMismatchError", "random_sampler", "sampler_of"]
 
 FILE = "optuna.journal"
 _OOM_MARGIN = 1.5
@@ -212,12 +212,17 @@ class StudyLog:
         self.study.tell(number, state=self._states.FAIL)
 
 
-def gp_sampler(seed: int, num_strategies: int, max_trials: int | None) -> optuna.samplers.BaseSampler:
-    """A Gaussian process; for long searches, where its suggestions get slow, tree-structured Parzen."""
+def sampler_of(
+    name: Sampler, seed: int, num_strategies: int, max_trials: int | None
+) -> optuna.samplers.BaseSampler:
+    """The sampler of a name; ``auto`` is a Gaussian process, and for long searches, where its suggestions get
+    slow, tree-structured Parzen."""
     import optuna
 
+    if name == "random":
+        return random_sampler(seed)
     startup = max(5, num_strategies)
-    if (max_trials or 0) > _GP_TRIALS:
+    if name == "tpe" or (name == "auto" and (max_trials or 0) > _GP_TRIALS):
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

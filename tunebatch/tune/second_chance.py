@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from tunebatch.engine.knobs import MAX_BATCH_SIZE
 from tunebatch.engine.presets import PRESETS
-from tunebatch.engine.strategies import Strategy, knobs_of
+from tunebatch.engine.strategies import Strategy
 from tunebatch.tune.facts import TrialFacts
 from tunebatch.tune.journal import StudyLog
 from tunebatch.tune.space import Space, config_hash, with_batch_limit
@@ -23,14 +23,13 @@ _SHARE = 4  # at two steps from a batch of 32 to one of 2
 _LEAST = 2  # one request at a time is a strategy of its own
 
 
-def smaller(chosen: Strategy) -> Strategy | None:
-    """The same with a quarter of the batch; None when it has no batch limit, the least one, or is a preset,
-    which would no longer be what it is named after."""
-    limit = next((knob for knob in knobs_of(chosen.name) if knob.name == MAX_BATCH_SIZE.name), None)
-    if limit is None or chosen.policy in PRESETS:
+def smaller(chosen: Strategy, least: int = _LEAST) -> Strategy | None:
+    """The same with a quarter of the batch, but no less than the least; None when it has no batch limit, the
+    least one, or is a preset, which would no longer be what it is named after."""
+    now = dict(chosen.knobs).get(MAX_BATCH_SIZE.name)
+    if now is None or chosen.policy in PRESETS:
         return None
-    now = dict(chosen.knobs)[limit.name]
-    batch = max(int(now) // _SHARE, _LEAST, math.ceil(limit.low))
+    batch = max(int(now) // _SHARE, least)
     return with_batch_limit(chosen, batch) if batch < now else None
 
 
@@ -53,9 +52,11 @@ def _due(facts: Sequence[TrialFacts], space: Space) -> list[Strategy]:
     for default in facts:
         if default.origin != "default" or default.strategy in met:
             continue
-        chosen = smaller(default.chosen)
+        knobs = space.knobs_of(default.strategy)
+        least = max([_LEAST, *(math.ceil(knob.low) for knob in knobs if knob.name == MAX_BATCH_SIZE.name)])
+        chosen = smaller(default.chosen, least)
         while chosen is not None and config_hash(chosen) in measured:
-            chosen = smaller(chosen)
+            chosen = smaller(chosen, least)
         if chosen is not None:
             due.append(chosen)
     return due

@@ -61,6 +61,8 @@ class Space:
         max_slots: Batch slots of the executor, which are the most that a batch limit can mean; None: as
             many as the knob asks for.
         offline: All requests come at once, so that knobs that matter only there are searched too.
+        ranges: The lowest and highest value of knobs, in place of the table's; equal ones pin a knob, and 0
+            for both pins it to ``auto`` where it can be that.
 
     Raises:
         StrategyError: An unknown strategy or feature.
@@ -74,6 +76,7 @@ class Space:
         *,
         offline: bool = False,
         features: Sequence[str] = (),
+        ranges: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         self.features = tuple(features_named(features))
         self._groups = searched_groups(self.features)
@@ -82,7 +85,7 @@ class Space:
             raise ValueError("a search needs at least one strategy")
         self._max_slots = max_slots
         self._bases = bases_of(self.names, self._groups)
-        self._knobs = {name: _knobs_of(name, max_slots, offline) for name in self._bases}
+        self._knobs = {name: _knobs_of(name, max_slots, offline, ranges or {}) for name in self._bases}
         self._ranges: dict[str, tuple[float, float]] = {}
         for knobs in self._knobs.values():
             for knob in knobs:
@@ -125,7 +128,8 @@ class Space:
 
     def neighbours(self, chosen: Strategy) -> list[Strategy]:
         """All that differ from it in one searched feature."""
-        return neighbours(chosen, self.base_of(chosen.name), self._groups)
+        found = neighbours(chosen, self.base_of(chosen.name), self._groups)
+        return [self.within(one) for one in found]
 
     def variants(self, base: str) -> list[str]:
         """A few variants of a strategy, itself the first, in which each of its features occurs."""
@@ -163,8 +167,17 @@ class Space:
         return params
 
     def default(self, name: str) -> Strategy:
-        """A strategy with the defaults of its knobs, as far as there are slots for them."""
-        return within_slots(strategy(name), self._max_slots)
+        """A strategy with the defaults of its knobs, as far as these are searched."""
+        return self.within(strategy(name))
+
+    def within(self, chosen: Strategy) -> Strategy:
+        """The nearest that is searched: each knob within its range, and no more sequences than slots."""
+        knobs = dict(chosen.knobs)
+        for knob in self._knobs[chosen.name]:
+            if not knob.auto:
+                value = min(max(knobs[knob.name], knob.low), knob.high)
+                knobs[knob.name] = int(value) if knob.integer else value
+        return within_slots(strategy(chosen.name, _in_order(knobs)), self._max_slots)
 
     def defaults(self, names: Sequence[str] | None = None) -> list[Params]:
         """The default of each strategy, or of those named, without features that are searched."""
@@ -207,16 +220,29 @@ def _in_order(knobs: Mapping[str, float | int]) -> dict[str, float | int]:
     return found
 
 
-def _knobs_of(name: str, max_slots: int | None, offline: bool) -> tuple[Knob, ...]:
+def _knobs_of(
+    name: str, max_slots: int | None, offline: bool, ranges: Mapping[str, tuple[float, float]]
+) -> tuple[Knob, ...]:
     policy = name.partition("+")[0]
     fixed = kind_of(policy).knobs if policy in PRESETS else ()
-    knobs = tuple(knob for knob in knobs_of(name) if knob not in fixed and (offline or not knob.offline))
-    if max_slots is None:
-        return knobs
     return tuple(
-        dataclasses.replace(knob, high=max_slots) if knob.name == MAX_BATCH_SIZE.name else knob
-        for knob in knobs
+        _ranged(knob, max_slots, ranges)
+        for knob in knobs_of(name)
+        if knob not in fixed and (offline or not knob.offline or knob.name in ranges)
     )
+
+
+def _ranged(knob: Knob, max_slots: int | None, ranges: Mapping[str, tuple[float, float]]) -> Knob:
+    """The knob with the range that is searched."""
+    if knob.name == MAX_BATCH_SIZE.name and max_slots is not None:
+        low, high = ranges.get(knob.name, (knob.low, max_slots))
+        return dataclasses.replace(knob, low=min(low, max_slots), high=min(high, max_slots))
+    if knob.name not in ranges:
+        return knob
+    low, high = ranges[knob.name]
+    if high == 0 and not knob.auto and knob.integer and not knob.offline:
+        return knob  # others of this name are pinned to auto, which it cannot be
+    return dataclasses.replace(knob, low=low, high=high, auto=False)
 
 
 def _shift(knob: Knob) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunebatch.measure.result import RunResult
 from tunebatch.tune.confirm import affordable, best_of_each, finalists, gain_over, mean_capacity
-from tunebatch.tune.facts import MeasureFn, Objective, SweepEvent, SweepOutcome, TableRow, TrialFacts
+from tunebatch.tune.facts import MeasureFn, Objective, Sampler, SweepEvent, SweepOutcome, TableRow, TrialFacts
 from tunebatch.tune.feature_gain import feature_gains
 from tunebatch.tune.gauge import Settings
 from tunebatch.tune.sweep import Sweep
@@ -28,6 +28,8 @@ def run_sweep(
     *,
     strategies: Sequence[str],
     features: Sequence[str] = (),
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    sampler: Sampler = "auto",
     directory: Path,
     objective: Objective = "capacity",
     start_rate: float | None = None,
@@ -57,6 +59,8 @@ def run_sweep(
     Args:
         measure: Serves the workload once.
         features: Searched with every strategy that is named with none of their group.
+        ranges: The lowest and highest value of knobs, in place of the table's, see ``Space``.
+        sampler: Who suggests the next trial, see ``sampler_of``.
         start_rate: Where to look for a capacity, requests per second; None estimates it from a short
             saturated run per strategy. For the throughput objective the rate at which the SLO is judged,
             or None.
@@ -106,6 +110,8 @@ def run_sweep(
         end=began + length,
         identity=identity or {},
         features=tuple(features),
+        ranges=dict(ranges or {}),
+        sampler=sampler,
     )
     with only_writer(directory):
         sweep = Sweep(measure, directory, settings, on_event)

@@ -21,7 +21,7 @@ from tunebatch.tune.confirm import Confirmation, mean_capacity
 from tunebatch.tune.facts import MeasureFn, Miss, Origin, Phase, SweepEvent, TrialFacts
 from tunebatch.tune.feature_trials import KEY, queue_features
 from tunebatch.tune.gauge import STEP, Gauge, Settings
-from tunebatch.tune.journal import Journal, StudyLog, gp_sampler, random_sampler
+from tunebatch.tune.journal import Journal, StudyLog, random_sampler, sampler_of
 from tunebatch.tune.runs import Runs
 from tunebatch.tune.second_chance import queue_second_chances
 from tunebatch.tune.shown import Shown
@@ -57,11 +57,17 @@ class Sweep:
         self._on_event = on_event
         at_once = settings.objective == "throughput" and settings.start_rate is None
         self.space = Space(
-            settings.strategies, settings.max_slots, offline=at_once, features=settings.features
+            settings.strategies,
+            settings.max_slots,
+            offline=at_once,
+            features=settings.features,
+            ranges=settings.ranges,
         )
         fixed: dict[str, object] = {
             "strategies": list(settings.strategies),
             "features": list(self.space.features) or None,
+            "knobs": {name: list(ends) for name, ends in settings.ranges.items()} or None,
+            "sampler": settings.sampler if settings.sampler != "auto" else None,
             "objective": settings.objective,
             "seed": settings.seed,
             **settings.identity,
@@ -103,7 +109,7 @@ class Sweep:
     def search(self, until: float) -> None:
         """The defaults, smaller batches for those that nothing passes, single features, then what the
         sampler suggests, and at the end the best once more with each of its features changed."""
-        self._search = StudyLog(self._journal, "search", self._gp, self._defaults())
+        self._search = StudyLog(self._journal, "search", self._sampler, self._defaults())
         budget = self.settings.max_trials
         self._queue(self._search, budget, until)
         self._loop(self._search, "search", budget, until)
@@ -168,8 +174,11 @@ class Sweep:
         first = [name for name in saturated if name in self.space.names]
         return self.space.defaults([*first, *(name for name in self.space.names if name not in saturated)])
 
-    def _gp(self, offset: int) -> optuna.samplers.BaseSampler:
-        return gp_sampler(self.settings.seed + offset, len(self.space.names), self.settings.max_trials)
+    def _sampler(self, offset: int) -> optuna.samplers.BaseSampler:
+        settings = self.settings
+        return sampler_of(
+            settings.sampler, settings.seed + offset, len(self.space.names), settings.max_trials
+        )
 
     def _queue(self, log: StudyLog, budget: int | None, until: float) -> None:
         """What the finished trials make due."""
