@@ -13,8 +13,9 @@ MEANINGS = {
     INTERNAL: "internal error",
     USAGE: "wrong usage",
     NOT_COMPARABLE: "results that cannot be compared",
-    INFEASIBLE: "nothing keeps the SLO, or fits",
-    ENVIRONMENT: "no valid result: other tokens, clocks that differ, a full disk, something missing",
+    INFEASIBLE: "the SLO is missed, or nothing fits",
+    ENVIRONMENT: "no valid result: other tokens, too few samples, clocks that differ, a full disk, something "
+    "missing",
     INTERRUPTED: "interrupted",
 }
 _INVALID = {"TokenMismatchError"}  # by name: to import them would load torch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunebatch.cli import options
-from tunebatch.cli.errors import INFEASIBLE, CliError
+from tunebatch.cli.errors import ENVIRONMENT, INFEASIBLE, OK, CliError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,12 +55,17 @@ def run(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
-    """Measure one strategy with its knobs on one workload."""
+    """Measure one strategy with its knobs on one workload.
+
+    Exits with 6 where a limit of the SLO is missed, and with 7 where too few samples tell. A profile's SLO
+    is not held against other traffic than its own: another --workload or --trace-file, or, without a --rate,
+    requests that come all at once.
+    """
     from tunebatch.cli import output
     from tunebatch.cli.before_loading import check_draft
     from tunebatch.cli.session import Session
     from tunebatch.cli.shape_rules import check_shapes
-    from tunebatch.cli.traffic import checked_spec, refuse_rate
+    from tunebatch.cli.traffic import checked_spec, has_own_schedule, refuse_rate
     from tunebatch.engine.knobs import MAX_BATCH_SIZE
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import ResultError, write_result
@@ -116,6 +121,11 @@ def run(
     except ResultError as error:
         unwritten = error  # no reason not to show it
     _show(result, json, quiet)
+    own_traffic = workload is None and trace_file is None
+    paced = rate is not None or has_own_schedule(asked, spec)
+    told, code = _verdict(result, bool(slo) or (own_traffic and paced))
+    if told and not json:
+        print(told)
     if unwritten is not None:
         raise unwritten
     if not (json or quiet):
@@ -124,7 +134,25 @@ def run(
         if trace is not None:
             output.stderr().print(f"trace: {trace}; open it at ui.perfetto.dev", soft_wrap=True)
         output.stderr().print("next: tunebatch compare", soft_wrap=True)
-    return 0
+    return code
+
+
+def _verdict(result: RunResult, held: bool) -> tuple[str, int]:
+    """Whether the SLO was kept, in a line, and the exit code; nothing to say without an SLO.
+
+    Args:
+        held: The limits are for traffic that comes as this did.
+    """
+    from tunebatch.report.verdict import is_missed, slo_line
+
+    if result.verdict is None:
+        return "", OK
+    line = slo_line(result.verdict)
+    if result.verdict.met:
+        return line, OK
+    if not held:
+        return f"{line} (the profile's limits for other traffic, so the exit code is 0; --slo sets some)", OK
+    return line, INFEASIBLE if is_missed(result.verdict) else ENVIRONMENT
 
 
 def _measured(
