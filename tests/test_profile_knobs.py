@@ -61,8 +61,11 @@ def test_other_strategies_by_a_flag_leave_a_range_of_the_file_without_use(tmp_pa
 
 
 REFUSED: list[tuple[str, str]] = [
-    ('max_batch = "4-8"', "max_batch = '4-8': unknown knob; did you mean 'max_batch_size'? (one of "),
-    ('max_delay = "50ms"', "max_delay = '50ms': unknown knob; did you mean 'max_delay_s'?"),
+    (
+        'max_batch = "4-8"',
+        "max_batch = '4-8': unknown knob 'max_batch'; did you mean 'max_batch_size'? (one of ",
+    ),
+    ('max_delay = "50ms"', "max_delay = '50ms': unknown knob 'max_delay'; did you mean 'max_delay_s'?"),
     (
         'max_batch_size = "32-4"',
         "max_batch_size = '32-4': its low end 32 is above its high end 4; did you mean '4-32'?",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import Field, ValidationError
 
 from tunebatch import profile_knobs
-from tunebatch.measure.limits import METRICS, STATISTICS, Slo, SloError, parse_slo
+from tunebatch.measure.limits import METRICS, STATISTICS, Limit, Slo, SloError, parse_slo
+from tunebatch.profile_errors import ProfileError, nearest, of_a_range, one_line, said
 from tunebatch.profile_sections import (
     DeviceSection,
     ModelSection,
@@ -22,11 +23,9 @@ from tunebatch.profile_sections import (
     WorkloadSection,
 )
 
+__all__ = ["Profile", "ProfileError", "load_profile", "nearest", "profile_names"]
+
 Values = dict[str, dict[str, Any]]
-
-
-class ProfileError(ValueError):
-    """A profile that cannot be used: file, key, value and the nearest valid one, in one line."""
 
 
 class _Sections(Section):
@@ -51,7 +50,13 @@ _OTHER_VARIABLES = ("TUNEBATCH_DEBUG",)  # that are not a profile's business
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Everything that a command needs to know; ``name`` is the file's stem."""
+    """Everything that a command needs to know.
+
+    Attributes:
+        name: The file's stem.
+        source: The file.
+        origin: By section and key the flag or variable that beat the file.
+    """
 
     name: str
     model: ModelSection
@@ -59,6 +64,13 @@ class Profile:
     slo: Slo
     search: SearchSection
     device: DeviceSection
+    source: str = "defaults"
+    origin: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    def said(self, section: str, key: str) -> str:
+        """Where a value comes from, its key and the value, as a refusal begins."""
+        value = getattr(getattr(self, section), key)
+        return said(self.origin.get((section, key), self.source), section, key, value)
 
 
 def profile_names() -> list[str]:
@@ -103,7 +115,7 @@ def load_profile(
     try:
         sections = _Sections.model_validate(values)
     except ValidationError as error:
-        raise _one_line(error, source, origin) from None
+        raise ProfileError(one_line(error, source, origin, _SECTIONS)) from None
     _check_ranges(sections, source, origin)
     return Profile(
         name=name,
@@ -112,14 +124,9 @@ def load_profile(
         slo=_slo(sections.slo, source, origin),
         search=sections.search,
         device=sections.device,
+        source=source,
+        origin=origin,
     )
-
-
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """``; did you mean 'x'? (one of x, y)``"""
-    words = list(valid)
-    close = difflib.get_close_matches(str(word), words, n=1, cutoff=0.0)
-    return f"; did you mean {close[0]!r}? (one of {', '.join(words)})" if close else ""
 
 
 def _read(path_or_name: str | os.PathLike[str]) -> tuple[Values, str, str]:
@@ -161,7 +168,7 @@ def _locate_files(workload: dict[str, Any], folder: Path) -> None:
 def _locate_model(model: dict[str, Any], folder: Path) -> None:
     """A folder that lies beside the profile is meant before one in the working folder."""
     name = model.get("name")
-    if isinstance(name, str) and name != "bundled" and (folder / name).is_dir():
+    if isinstance(name, str) and name.strip() and name != "bundled" and (folder / name).is_dir():
         model["name"] = str(folder / name)
 
 
@@ -212,10 +219,12 @@ def _flag(section: str, key: str) -> str:
 
 
 def _slo(limits: Mapping[str, Any], source: str, origin: Mapping[tuple[str, str], str]) -> Slo:
-    read = []
+    read: list[Limit] = []
     for name, value in limits.items():
         try:
-            read += list(parse_slo({name: str(value)}))
+            (limit,) = parse_slo({name: str(value)})
+            Slo((*read, limit))
+            read.append(limit)
         except SloError as error:
             where = origin.get(("slo", name), source)
             raise ProfileError(f"{where}: [slo] {name} = {value!r}: {error}") from None
@@ -229,37 +238,4 @@ def _check_ranges(sections: _Sections, source: str, origin: Mapping[tuple[str, s
     if key in origin or ("search", "strategies") not in origin:
         problem = problem or profile_knobs.out_of_place(search.knobs, search.strategies, search.features)
     if problem:
-        raise ProfileError(_of_a_range(origin.get(key, source), problem))
-
-
-def _of_a_range(where: str, problem: object) -> str:
-    return f"{where} {problem}" if where.startswith("--") else f"{where}: [search.knobs] {problem}"
-
-
-def _one_line(error: ValidationError, source: str, origin: Mapping[tuple[str, str], str]) -> ProfileError:
-    first = error.errors(include_url=False)[0]
-    section, key = (*(str(part) for part in first["loc"]), "", "")[:2]
-    where = origin.get((section, key), source)
-    kind, value, context = first["type"], first["input"], first.get("ctx", {})
-    if kind == "extra_forbidden":
-        if not key:
-            return ProfileError(f"{where}: unknown section [{section}]{nearest(section, _SECTIONS)}")
-        model = _SECTIONS[section]
-        valid = model.model_fields if model is not None else ()
-        return ProfileError(f"{where}: [{section}] {key} = {value!r}: unknown key{nearest(key, valid)}")
-    if (section, key) == ("search", "knobs") and kind == "value_error":
-        return ProfileError(_of_a_range(where, context["error"]))
-    said = f"{where}: [{section}] {key} = {value!r}"
-    if where.startswith("--"):
-        said = f"{where} {', '.join(map(str, value)) if isinstance(value, list) else value}"
-    model = _SECTIONS.get(section)
-    if kind == "literal_error" and model is not None:
-        return ProfileError(
-            f"{said}: unknown value{nearest(value, get_args(model.model_fields[key].annotation))}"
-        )
-    for bound in ("ge", "le"):
-        if bound in context:
-            return ProfileError(f"{said}: impossible; the nearest valid value is {context[bound]}")
-    if kind == "value_error":
-        return ProfileError(f"{said}: {context['error']}")
-    return ProfileError(f"{said}: {first['msg'][:1].lower()}{first['msg'][1:]}")
+        raise ProfileError(of_a_range(origin.get(key, source), problem))

@@ -43,6 +43,12 @@ def range_text(name: str, low: float, high: float) -> str:
     return texts[0] if low == high else "-".join(texts)
 
 
+def unknown_knob(name: str) -> str:
+    """That no strategy and no feature has it, and the nearest that one has; nothing where one does."""
+    known = {knob.name: None for knob in _all_knobs()}
+    return "" if name in known else f"unknown knob {name!r}{_nearest(name, known)}"
+
+
 def out_of_place(
     ranges: Mapping[str, tuple[float, float]], strategies: Iterable[str], features: Iterable[str]
 ) -> str:
@@ -101,8 +107,7 @@ def _table(texts: list[Any]) -> dict[str, str]:
 def _range(name: str, given: Any) -> tuple[float, float]:
     knobs = _named(name)
     if not knobs:
-        known = {knob.name: None for knob in _all_knobs()}
-        raise ValueError(f"{name} = {given!r}: unknown knob{_nearest(name, known)}")
+        raise ValueError(f"{name} = {given!r}: {unknown_knob(name)}")
     try:
         return _ends(knobs, given)
     except ValueError as error:

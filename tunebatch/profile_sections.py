@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from tunebatch.engine.strategies import STRATEGIES, features_named, named
 from tunebatch.profile_knobs import Ranges, parse_ranges
+from tunebatch.workload.spec import ArrivalKind
 
 Objective = Literal["capacity", "throughput"]
 Sampler = Literal["auto", "gp", "tpe", "random"]
@@ -86,6 +87,7 @@ def _number(value: Any) -> Any:
 
 Integer = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
+Length = Annotated[int | str, BeforeValidator(_number)]
 
 
 class Section(BaseModel):
@@ -108,15 +110,15 @@ class WorkloadSection(Section):
     """A named workload, changed by whatever else is given; or an explicit one."""
 
     name: str | None = None
-    arrivals: str | None = None
+    arrivals: ArrivalKind | None = None
     rate_per_s: Annotated[Number, Field(gt=0)] | None = None
     burstiness: Annotated[Number, Field(gt=0)] | None = None
-    prompt_tokens: int | str | None = None
-    output_tokens: int | str | None = None
-    prefix_tokens: int | str | None = None
+    prompt_tokens: Length | None = None
+    output_tokens: Length | None = None
+    prefix_tokens: Length | None = None
     prefixes: Annotated[Integer, Field(ge=1)] | None = None
     prefix_skew: Annotated[Number, Field(ge=0, le=10)] | None = None
-    turns: int | str | None = None
+    turns: Length | None = None
     cancel: Annotated[Number, Field(ge=0, le=1)] | None = None
     cancel_after_s: Annotated[Number, Field(gt=0)] | None = None
     requests: Annotated[Integer, Field(ge=1)] | None = None

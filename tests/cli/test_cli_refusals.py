@@ -49,6 +49,11 @@ CASES = {
     "model": (["run", "-m", "./nowhere"], ["./nowhere: no such folder"]),
     "GPU": (["run", "--device", "cuda"], ["torch finds no CUDA device"]),
     "device": (["run", "--device", "gpu0"], ["--device gpu0: unknown value", "did you mean"]),
+    "knob of another name": (
+        ["run", "dynamic", "-s", "max_delay=50ms"],
+        ["unknown knob 'max_delay'", "did you mean 'max_delay_s'"],
+    ),
+    "no start rate": (["sweep", "--start-rate", "0"], ["error: --start-rate 0: must be above 0"]),
     "rate": (["run", "--rate", "-1"], ["--rate -1", "above 0"]),
     "clock": (["run", "--clock", "sundial"], ["unknown clock 'sundial'"]),
     "baseline": (["sweep", "--baseline", "grid"], ["did you mean 'random'"]),
@@ -191,7 +196,8 @@ def test_a_broken_line_of_a_file_of_lengths(tunebatch: Any, fake_model: list[str
     done = tunebatch("run", "-p", "mine.toml")
     assert done.code == 2 and fake_model == []
     assert (
-        "[workload] prompt_tokens 'empirical:lengths.csv': lengths.csv, line 2: 'many'; use one" in done.err
+        "mine.toml: [workload] prompt_tokens = 'empirical:lengths.csv': lengths.csv, line 2: 'many'; use one"
+        in done.err
     )
 
 

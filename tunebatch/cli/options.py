@@ -252,11 +252,14 @@ def knob_values(texts: list[str]) -> dict[str, float | str]:
 
 def _knob_number(name: str, value: str) -> float:
     from tunebatch.measure.limits import SloError, parse_duration
+    from tunebatch.profile_knobs import unknown_knob
 
     try:
         return float(value)
     except ValueError:
         pass
+    if problem := unknown_knob(name):
+        raise CliError(f"--set {name}={value}: {problem}")
     if not name.endswith("_s"):
         digits = re.match(r"[\d.]*\d", value)
         nearest = digits[0] if digits is not None and digits[0].count(".") < 2 else "32"
@@ -295,7 +298,13 @@ def check_slots(chosen: Strategy, max_slots: int) -> None:
         )
 
 
-def check_rate(rate: float | None) -> None:
-    """Refuses a rate that is none."""
+def check_rate(rate: float | None, flag: str = "--rate", without: str = "all at once") -> None:
+    """Refuses a rate that is none.
+
+    Args:
+        without: What leaving it out means.
+    """
     if rate is not None and not 0.0 < rate < float("inf"):
-        raise CliError(f"--rate {rate:g}: must be above 0 requests per second; leave it out for all at once")
+        raise CliError(
+            f"{flag} {rate:g}: must be above 0 requests per second, such as 4; leave it out for {without}"
+        )

@@ -96,7 +96,7 @@ def sweep(
         raise CliError(f"unknown baseline {baseline!r}; did you mean 'random'? (one of random)")
     if resume is not None and out is not None:
         raise CliError("--resume goes on in its own folder; leave out --out")
-    options.check_rate(rate)
+    options.check_rate(rate, "--start-rate", "an estimate")
     flags = options.overrides(
         model=model,
         draft=draft,

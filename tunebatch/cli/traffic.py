@@ -20,6 +20,9 @@ _RENAMED = {
     "prefix_tokens": "prefix_lengths",
     "prefixes": "num_prefixes",
 }
+_TRAFFIC = {"arrivals", "prompt_tokens", "output_tokens", "trace_file"}  # what makes a workload of one's own
+_UNSAID = "quickstart"
+_PACED = ("poisson", "gamma", "constant")
 _ANY_RATE = 1.0  # of arrivals that are only used at another one
 
 
@@ -27,7 +30,8 @@ def workload_spec(profile: Profile) -> WorkloadSpec:
     """The traffic that the profile describes: a named workload, changed by what else is given, or a trace.
 
     A trace is read as far as the SLO's percentiles need, unless its requests are counted. One without
-    arrivals gets Poisson ones, which a rate can be chosen for.
+    arrivals gets Poisson ones, which a rate can be chosen for. Where no traffic is described at all it is
+    that of the workload ``quickstart``.
 
     Raises:
         CliError: An unknown name, an impossible value, or a trace whose first row cannot be read.
@@ -41,7 +45,7 @@ def workload_spec(profile: Profile) -> WorkloadSpec:
     name = given.pop("name", None)
     if name is not None and name not in NAMED and name not in TRACE_FORMATS:
         raise CliError(
-            f"[workload] name = {name!r}: unknown workload{nearest(name, [*NAMED, *TRACE_FORMATS])}"
+            f"{profile.said('workload', 'name')}: unknown workload{nearest(name, [*NAMED, *TRACE_FORMATS])}"
         )
     if name in TRACE_FORMATS:
         _is_format(name, given)
@@ -52,7 +56,9 @@ def workload_spec(profile: Profile) -> WorkloadSpec:
             f"trace's format: {', '.join(TRACE_FORMATS)}"
         )
     try:
-        values = {_RENAMED.get(key, key): _value(key, value) for key, value in given.items()}
+        values = {_RENAMED.get(key, key): _value(profile, key, value) for key, value in given.items()}
+        if name is None and not _TRAFFIC & given.keys():
+            name = _UNSAID
         if name is not None:
             return dataclasses.replace(NAMED[name], **values)
         if "trace_file" in values:
@@ -64,11 +70,13 @@ def workload_spec(profile: Profile) -> WorkloadSpec:
                     f"of the trace at most {enough} rows, which is what the SLO needs; --requests takes more"
                 )
             values["notes"] = tuple(notes)
+        if profile.search.objective == "capacity" and values.get("arrivals", "poisson") in _PACED:
+            values.setdefault("rate_per_s", _ANY_RATE)  # a capacity is searched at rates of its own
         return WorkloadSpec(name=_name(values), **values)
     except TraceError as error:
         raise CliError(str(error)) from None
     except ValueError as error:
-        raise CliError(f"[workload] {error}") from None
+        raise CliError(f"{profile.source}: [workload] {error}") from None
 
 
 def checked_spec(profile: Profile) -> WorkloadSpec:
@@ -169,11 +177,15 @@ def _recorded_or_poisson(values: dict[str, Any]) -> list[str]:
     return ["no arrivals in the trace: Poisson ones at the rate of --rate; all at once without a rate"]
 
 
-def _value(key: str, value: Any) -> Any:
+def _value(profile: Profile, key: str, value: Any) -> Any:
     from tunebatch.workload.lengths import parse_length
 
     if key in ("prompt_tokens", "output_tokens", "prefix_tokens", "turns"):
-        return parse_length(str(value), key)
+        try:
+            return parse_length(str(value), key)
+        except ValueError as error:
+            problem = str(error).removeprefix(f"{key} {str(value)!r}: ")
+            raise CliError(f"{profile.said('workload', key)}: {problem}") from None
     return Path(value) if key == "trace_file" else value
 
 

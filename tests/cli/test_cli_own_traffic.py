@@ -1,0 +1,57 @@
+"""Traffic that a profile describes, or does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunebatch.cli.traffic import workload_spec
+from tunebatch.profile import load_profile
+from tunebatch.workload.named import NAMED
+
+LENGTHS = "prompt_tokens = 20\noutput_tokens = 8\nrequests = 80\n"
+SLO = '[slo]\np90_ttft = "1s"\n'
+
+
+def written(text: str) -> str:
+    Path("mine.toml").write_text(text)
+    return "mine.toml"
+
+
+@pytest.mark.parametrize(
+    "arrivals", ["", 'arrivals = "poisson"\n', 'arrivals = "gamma"\n', 'arrivals = "constant"\n']
+)
+def test_a_capacity_needs_no_rate(tunebatch: Any, arrivals: str) -> None:
+    mine = written(f"[workload]\n{arrivals}{LENGTHS}{SLO}[search]\nstrategies = ['continuous']\ntrials = 1\n")
+    done = tunebatch("sweep", "-p", mine, "-o", "here")
+    assert done.code == 0, done.err
+    assert "req/s inside the SLO" in done.out
+
+
+def test_another_objective_needs_one(tunebatch: Any) -> None:
+    mine = written(f'[workload]\narrivals = "poisson"\n{LENGTHS}[search]\nobjective = "throughput"\n')
+    done = tunebatch("sweep", "-p", mine)
+    assert done.code == 2 and "mine.toml: [workload] " in done.err and "need rate_per_s" in done.err
+
+
+@pytest.mark.parametrize("text", ['[model]\nname = "bundled"\n', SLO, "[workload]\nseed = 3\n"])
+def test_where_nothing_is_said_it_is_the_quickstarts(tunebatch: Any, text: str) -> None:
+    spec = workload_spec(load_profile(written(text), environ={}))
+    assert (spec.name, spec.prompt_lengths) == ("quickstart", NAMED["quickstart"].prompt_lengths)
+
+
+def test_a_length_that_is_none_is_told_with_its_file_and_key(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = written('[workload]\nprompt_tokens = 5\noutput_tokens = "uniform:9-3"\nrequests = 80\n')
+    done = tunebatch("run", "-p", mine)
+    assert (
+        done.code == 2 and "error: mine.toml: [workload] output_tokens = 'uniform:9-3': low is 9" in done.err
+    )
+    monkeypatch.setenv("TUNEBATCH_WORKLOAD_OUTPUT_TOKENS", "unifrom:3-9")
+    told = (
+        "environment TUNEBATCH_WORKLOAD_OUTPUT_TOKENS: [workload] output_tokens = 'unifrom:3-9': unknown law"
+    )
+    assert told in tunebatch("run", "-p", mine).err
