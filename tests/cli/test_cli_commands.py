@@ -365,6 +365,26 @@ def test_ctrl_c_before_anything_was_measured(tunebatch: Any, monkeypatch: pytest
     done = tunebatch("sweep", "-p", "smoke", "-o", "here")
     assert done.code == 130 and done.out == ""
     assert "interrupted before one configuration was measured" in done.err and "--resume here" in done.err
+    assert "at least" not in done.err
+
+
+def test_ctrl_c_within_the_first_configuration_tells_the_rate_that_it_kept(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, rates = Session.measure, []
+
+    def interrupted(self: Session, chosen: Any, rate: float | None, *given: Any, **named: Any) -> Any:
+        rates.append(rate)
+        if len(rates) > 2:
+            raise KeyboardInterrupt
+        return measure(self, chosen, rate, *given, **named)
+
+    monkeypatch.setattr(Session, "measure", interrupted)
+    done = tunebatch("sweep", "-p", "smoke", "--strategy", "continuous", "--start-rate", "2", "-o", "here")
+    assert done.code == 130, done.err
+    assert rates[0] == 2.0 < rates[1]
+    told = f"; at least {rates[1]:.2f} req/s inside the SLO with continuous, max_batch_size 32, "
+    assert "interrupted before one configuration was measured" + told in done.err
 
 
 def test_ctrl_c_in_a_comparison_shows_what_there_is(tunebatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

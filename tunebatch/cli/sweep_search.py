@@ -183,9 +183,16 @@ def _told(
 
 
 def _nothing_measured(outcome: SweepOutcome, folder: Path, time_s: float, least_s: float) -> CliError:
+    from tunebatch.report.rows import number
+
     if outcome.interrupted:
+        so_far = ""
+        if outcome.kept is not None:
+            chosen, rate = outcome.kept
+            so_far = f"; at least {number(rate)} req/s inside the SLO with {chosen.label}"
         return CliError(
-            f"interrupted before one configuration was measured; tunebatch sweep --resume {folder} goes on",
+            f"interrupted before one configuration was measured{so_far}; "
+            f"tunebatch sweep --resume {folder} goes on",
             INTERRUPTED,
         )
     from tunebatch.cli.predicted_time import time_flag

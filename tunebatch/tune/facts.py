@@ -222,6 +222,8 @@ class SweepOutcome:
             this session; None when it could not be told.
         features: What each feature is worth that was searched for the winner's strategy, as far as it was
             measured both with it and without.
+        kept: The highest rate at which a run kept the SLO, and the configuration that did, of a trial that
+            was not finished, too.
     """
 
     trials: list[TrialFacts]
@@ -237,3 +239,4 @@ class SweepOutcome:
     elapsed_s: float
     foreign_cpu_share: float | None
     features: list[FeatureGain] = field(default_factory=list)
+    kept: tuple[Strategy, float] | None = None

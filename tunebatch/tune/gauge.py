@@ -13,6 +13,7 @@ from tunebatch.measure.result import RunResult
 from tunebatch.tune.facts import Objective, Sampler
 from tunebatch.tune.runs import Runs
 from tunebatch.tune.space import Space
+from tunebatch.tune.sustained import is_growing
 from tunebatch.tune.trial import Measured, measure_capacity, measure_throughput
 
 __all__ = ["CONFIRM_STEP", "GLIMPSE_S", "STEP", "Gauge", "Settings", "saturated_rate"]
@@ -53,12 +54,17 @@ def saturated_rate(glimpse: RunResult) -> float:
 
 class Gauge:
     """Knows where to begin with a strategy, and how long its runs take. What holds for a strategy is taken to
-    hold for its variants."""
+    hold for its variants.
+
+    Attributes:
+        kept: The highest rate at which a run of this session kept the SLO, and which configuration did.
+    """
 
     def __init__(self, runs: Runs, settings: Settings, space: Space) -> None:
         self._runs = runs
         self._settings = settings
         self._space = space
+        self.kept: tuple[Strategy, float] | None = None
         self._saturated: dict[str, float] = {}
         self._longest_s: dict[str, float] = {}
 
@@ -130,6 +136,9 @@ class Gauge:
         result = self._runs(chosen, rate, seed, stop_early=True, least_s=self._settings.least_s)
         took, base = time.monotonic() - began, self._space.base_of(chosen.name)
         self._longest_s[base] = max(self._longest_s.get(base, 0.0), took)
+        kept = result.verdict is not None and result.verdict.met and not is_growing(result)
+        if kept and (self.kept is None or rate > self.kept[1]):
+            self.kept = chosen, rate
         return result
 
     def _start(self, chosen: Strategy, best: float) -> float:

@@ -225,6 +225,7 @@ def _outcome(
         best_random=best_random,
         random_gain=random_gain,
         interrupted=interrupted,
+        kept=sweep.kept,
         elapsed_s=time.monotonic() - sweep.settings.began,
         foreign_cpu_share=sweep.runs.foreign_cpu_share,
         features=[] if winner is None else feature_gains(winner, facts, sweep.space, sweep.resolution),

@@ -140,6 +140,11 @@ class Sweep:
             self._tell("confirm", index + 1, len(chosen), trial.chosen, done=self.with_confirmation(trial))
         return True
 
+    @property
+    def kept(self) -> tuple[Strategy, float] | None:
+        """See ``Gauge.kept``."""
+        return self._gauge.kept
+
     def show(self, trial: TrialFacts) -> None:
         """See ``Shown.measure``."""
         self._shown.measure(trial)
