@@ -1,6 +1,12 @@
 """Part 10: a full sweep of both shapes with the tool itself, in a process of its own.
 
-It needs optuna and pydantic, which a GPU machine may lack; as wheels they can be carried there.
+It needs optuna, pydantic and scipy. What a GPU machine without a network lacks of them is carried there:
+
+    python -m pip download --no-deps --only-binary=:all: -c constraints.txt -d wheels --python-version 3.12 \\
+        --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \\
+        --platform manylinux2014_x86_64 optuna alembic colorlog mako sqlalchemy pydantic pydantic-core \\
+        annotated-types typing-inspection
+    python -m pip install --no-index --no-deps --target site wheels/*.whl; export PYTHONPATH=site
 """
 
 from __future__ import annotations
