@@ -193,7 +193,12 @@ def test_a_folder_without_tokenizer_json_is_transformers_to_read(monkeypatch: py
     expected = text_to_ids(str(folder))("import os")
     whole = AutoTokenizer.from_pretrained(folder)
     (folder / "tokenizer.json").unlink()
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name: whole)
+
+    def read(name: str, trust_remote_code: bool) -> Any:
+        assert not trust_remote_code
+        return whole
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", read)
     assert text_to_ids("./slow")("import os") == expected != ()
 
 
