@@ -63,7 +63,7 @@ def test_a_model_that_is_not_to_be_had_is_told_with_what_waits_longer(
     monkeypatch.setattr("tunebatch.execute.torch.load.hub_answers", lambda: False)
     with pytest.raises(ModelError) as refused:
         load_executor("nobody/nothing", device="cpu")
-    assert asked == [{"local_files_only": True}]
+    assert asked == [{"local_files_only": True, "trust_remote_code": False}]
     assert report_error(refused.value) == USAGE
     (line,) = capsys.readouterr().err.splitlines()
     assert "nobody/nothing: not among the models downloaded before, and https://huggingface.co did" in line
