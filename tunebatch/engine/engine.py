@@ -105,14 +105,13 @@ class Engine:
     def step(self) -> bool:
         """Make one step, or wait for something to do; False when nothing is left.
 
-        With overlap the step that is made is in flight afterwards, and the one before has ended.
+        With overlap the step that is made is in flight afterwards, and the one before has ended; where the
+        plan needs the tokens of that one, they are taken in first and nothing else is done.
         """
         now = self._arrivals()
         if self._in_flight is not None and self.queues.needs_tokens():
             self._land()
-            if self._stopped:
-                return True
-            now = self._arrivals()
+            return True
         plan = self._policy.plan(now, self.queues)
         if not isinstance(plan, StepPlan):
             return self._land() is not None or self._idle(plan)
