@@ -135,7 +135,7 @@ def measure(
         slo=list(slo.texts()) if slo is not None else [],
         metrics=metrics,
         verdict=check(metrics, slo, judge.missed if judge is not None else None) if slo is not None else None,
-        conditions=conditions(metrics, time.name, workload.seed, record.speculation),
+        conditions=conditions(metrics, time.name, workload.seed, record.speculation, record.overlap),
         speculation=record.speculation,
         telemetry=telemetry(record, metrics, instruments, cpu.use, gpu.use) if is_real else None,
         record=record,

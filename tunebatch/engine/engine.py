@@ -6,7 +6,7 @@ from typing import Protocol
 
 from tunebatch.engine.clock import Clock
 from tunebatch.engine.commit import Commit, StepMade
-from tunebatch.engine.plan import Executor, OverlappingExecutor, StepOutput, StepPlan
+from tunebatch.engine.plan import Executor, Overlapping, StepOutput, StepPlan
 from tunebatch.engine.policies.base import Learner, Policy, StepTaken
 from tunebatch.engine.queues import Queues
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord, StepLog
@@ -130,7 +130,7 @@ class Engine:
         log_plan(self._log, step.plan, self.queues)
         self._complete(step, output)
 
-    def _submit(self, step: StepMade, executor: OverlappingExecutor) -> None:
+    def _submit(self, step: StepMade, executor: Overlapping) -> None:
         """Put a step in flight, and take in the tokens of the one that was."""
         step.handle = executor.submit(step.plan)
         log_plan(self._log, step.plan, self.queues)
@@ -201,6 +201,7 @@ class Engine:
             stopped_early=self._stopped,
             speculation=None if self._speculator is None else self._speculator.record(),
             prefix_caching=queues.prefixes is not None,
+            overlap=self._overlapping is not None,
         )
 
     def _arrivals(self) -> float:
@@ -241,7 +242,7 @@ class Engine:
         self._stopped = self._watcher is not None and self._watcher.should_stop(now)
 
 
-def _overlapping(executor: Executor, overlap: bool | None) -> OverlappingExecutor | None:
-    if not isinstance(executor, OverlappingExecutor):
+def _overlapping(executor: Executor, overlap: bool | None) -> Overlapping | None:
+    if not isinstance(executor, Overlapping):
         return None
     return executor if (executor.overlaps if overlap is None else overlap) else None

@@ -115,8 +115,8 @@ class Executor(Protocol):
 
 
 @runtime_checkable
-class OverlappingExecutor(Executor, Protocol):
-    """One whose device may compute a step while the host plans and prepares the next.
+class Overlapping(Protocol):
+    """An executor whose device may compute a step while the host plans and prepares the next.
 
     What a step computes from the tokens of the one before stays on the device; so a step may be submitted
     before these are collected, but no more than one. Steps are computed in order, and collected in order.

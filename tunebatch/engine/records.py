@@ -150,6 +150,7 @@ class RunRecord:
             ``held_until_s > to_s`` when the slot stayed empty after the request had ended.
         stopped_early: A watcher ended the run before all requests were served.
         speculation: What became of drafts, where there were any to be had.
+        overlap: Steps were planned while the ones before were in flight.
     """
 
     requests: list[RequestRecord]
@@ -160,3 +161,4 @@ class RunRecord:
     stopped_early: bool = False
     speculation: SpeculationRecord | None = None
     prefix_caching: bool = False
+    overlap: bool = False

@@ -86,7 +86,7 @@ class TorchExecutor:
 
     @property
     def overlaps(self) -> bool:
-        """See `engine.plan.OverlappingExecutor`."""
+        """See `engine.plan.Overlapping`."""
         return self.device.type == "cuda"
 
     def execute(self, plan: StepPlan) -> StepOutput:
@@ -94,7 +94,7 @@ class TorchExecutor:
         return self.collect(self.submit(plan))
 
     def submit(self, plan: StepPlan) -> Reading:
-        """See `engine.plan.OverlappingExecutor`; a CPU computes at once."""
+        """See `engine.plan.Overlapping`; a CPU computes at once."""
         try:
             return self._sampled(plan)
         except RuntimeError as error:
@@ -104,7 +104,7 @@ class TorchExecutor:
             raise out_of_memory(self.device, error, step) from error
 
     def collect(self, handle: Reading) -> StepOutput:
-        """See `engine.plan.OverlappingExecutor`."""
+        """See `engine.plan.Overlapping`."""
         sampled = iter(handle.wait())
         slice_tokens = [_accepted(piece, sampled) for piece in handle.slices]
         if _verifies(handle.slices):
