@@ -255,6 +255,24 @@ def test_a_step_takes_the_longer_of_host_and_device_and_not_the_sum(
     assert clock.now_s == ends[-1]
 
 
+def test_an_idle_gap_is_no_part_of_a_step(kit: SimpleNamespace) -> None:
+    """Nothing is in flight when the engine idles, be it for an arrival or for a batch to fill."""
+    clock, source = TwoClocks(), kit.Source([kit.request(0, 4, 3), kit.request(1, 4, 2, arrival_s=100.0)])
+    executor = device(kit, clock, host_s=1.0, device_s=3.0)
+    idle_until = clock.idle_until
+
+    def idle(time_s: float) -> None:
+        assert executor.num_in_flight == 0
+        idle_until(time_s)
+
+    clock.idle_until = idle  # type: ignore[method-assign]
+    run = engine_for(strategy_of("dynamic", 4, 64, 16, 0), executor, source, clock).run()
+    assert run.steps.start_s == [1.0, 5.0, 8.0, 101.0, 105.0], "one second is the delay of the batch"
+    assert run.steps.duration_s == [4.0, 3.0, 3.0, 4.0, 3.0]
+    assert [record.first_scheduled_s for record in run.requests] == [1.0, 101.0]
+    assert [record.token_times_s for record in run.requests] == [[5.0, 8.0, 11.0], [105.0, 108.0]]
+
+
 def test_overlap_is_what_the_executor_says_unless_told(kit: SimpleNamespace) -> None:
     def in_flight(overlaps: bool, overlap: bool | None) -> int:
         executor = kit.LateExecutor()

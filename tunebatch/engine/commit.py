@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tunebatch.engine.plan import Slice, StepOutput, StepPlan
@@ -25,20 +25,20 @@ class StepMade:
 
     Attributes:
         start_s: When it was planned or, if another was still in flight then, when that had ended.
-        decoding: Who decodes in it, in row order; the group itself goes on to change.
-        num_ended: Requests that had ended when it was planned.
         handle: The executor's, if it was submitted.
+        decoding: Who decodes in it, in row order; the group itself goes on to change.
+        num_ended: Requests that had ended when it was submitted.
         advanced: Its first half is done.
         finishing: Of those who decode, whose last token this is.
     """
 
     plan: StepPlan
     start_s: float
-    decoding: tuple[Sequence, ...]
-    num_ended: int
     handle: Any = None
+    decoding: SequenceOf[Sequence] = ()
+    num_ended: int = 0
     advanced: bool = False
-    finishing: list[Sequence] = field(default_factory=list)
+    finishing: SequenceOf[Sequence] = ()
 
 
 class Commit:
@@ -59,6 +59,12 @@ class Commit:
         self._eos = eos
         self._first_token = first_token
 
+    def submitted(self, step: StepMade) -> None:
+        """Note who is there as a step goes to the device."""
+        step.num_ended = self._queues.num_ended
+        if step.plan.decodes is not None:
+            step.decoding = step.plan.decodes.snapshot()
+
     def advance(self, step: StepMade) -> None:
         """The first half, for a step that is in flight; it verifies no drafts, as these need tokens."""
         if step.plan.decodes is not None:
@@ -77,17 +83,25 @@ class Commit:
             Decodes whose token was not wanted any more.
         """
         num_wasted = 0
-        if step.plan.decodes is not None:
+        slices, decodes = step.plan.slices, step.plan.decodes
+        if decodes is not None:
             if not step.advanced:
+                if output.decode_tokens is not None:
+                    step.decoding = decodes.snapshot()
                 self._advance_decodes(step)
             num_wasted = self._deliver_decodes(step, output.decode_tokens, now)
-        for piece, tokens in zip(step.plan.slices, output.slice_tokens, strict=True):
+            if not slices:
+                return num_wasted
+        for piece, tokens in zip(slices, output.slice_tokens, strict=True):
+            if piece.sequence.num_lost:
+                self._note_recomputed(piece, now)
             if piece.draft_tokens:
                 self._deliver_verified(piece, tokens, now)
                 continue
             if not step.advanced:
                 self._advance_slice(piece)
-            self._deliver_slice(piece, tokens, now)
+            if piece.sample:
+                self._deliver_sample(piece.sequence, tokens, now)
         return num_wasted
 
     def _advance_decodes(self, step: StepMade) -> None:
@@ -112,8 +126,8 @@ class Commit:
     def _deliver_decodes(self, step: StepMade, tokens: SequenceOf[int] | None, now: float) -> int:
         queues, eos = self._queues, self._eos
         queues.decode_end_s.append(now)
-        decoding: SequenceOf[Sequence] = step.decoding
-        if queues.num_ended != step.num_ended:
+        decoding = step.decoding
+        if step.advanced and queues.num_ended != step.num_ended:
             wanted = [sequence.status is not Status.FINISHED for sequence in decoding]
             decoding = [one for one, is_wanted in zip(decoding, wanted, strict=True) if is_wanted]
             if tokens is not None:
@@ -135,28 +149,23 @@ class Commit:
                 sequence.record.end_reason = EndReason.STOP
         return len(step.decoding) - len(decoding)
 
-    def _deliver_slice(self, piece: Slice, tokens: Collection[int], now: float) -> None:
-        sequence = piece.sequence
+    def _deliver_sample(self, sequence: Sequence, tokens: Collection[int], now: float) -> None:
         if sequence.status is Status.FINISHED:
             return
-        self._note_recomputed(piece, now)
-        if not piece.sample:
-            return
-        record = sequence.record
+        request, times_s = sequence.request, sequence.record.token_times_s
         sequence.output.extend(tokens)
-        record.token_times_s.append(now)
-        if len(record.token_times_s) == 1 and self._first_token is not None:
-            self._first_token(record, now)
-        if not sequence.request.ignore_eos and any(token in self._eos for token in tokens):
+        times_s.append(now)
+        if len(times_s) == 1 and self._first_token is not None:
+            self._first_token(sequence.record, now)
+        if not request.ignore_eos and any(token in self._eos for token in tokens):
             self._queues.finish(sequence, EndReason.STOP, now)
-        elif len(record.token_times_s) == sequence.request.max_tokens:
+        elif len(times_s) == request.max_tokens:
             self._queues.finish(sequence, EndReason.LENGTH, now)
 
     def _deliver_verified(self, piece: Slice, tokens: SequenceOf[int], now: float) -> None:
         """Tokens of one step, the accepted drafts and one more; they arrive together."""
         sequence, record = piece.sequence, piece.sequence.record
         accepted = len(tokens) - 1
-        self._note_recomputed(piece, now)
         sequence.num_computed = piece.start + 1 + accepted
         record.num_verifications += 1
         record.num_drafted += len(piece.draft_tokens)
@@ -178,6 +187,7 @@ class Commit:
     def _note_recomputed(self, piece: Slice, now: float) -> None:
         """What preemption took of a sequence may be whole again."""
         sequence = piece.sequence
-        if 0 < sequence.num_lost <= piece.start + piece.num_tokens:
+        whole = sequence.num_lost <= piece.start + piece.num_tokens
+        if whole and sequence.status is not Status.FINISHED:
             sequence.num_lost = 0
             sequence.record.recomputed_at_s.append(now)

@@ -115,23 +115,19 @@ class Engine:
         plan = self._policy.plan(now, self.queues)
         if not isinstance(plan, StepPlan):
             return self._land() is not None or self._idle(plan)
-        decoding = () if plan.decodes is None else plan.decodes.snapshot()
-        step = StepMade(plan, now, decoding, self.queues.num_ended)
-        if self._overlapping is None:
-            self._make(step)
-        else:
+        step = StepMade(plan, now)
+        if self._overlapping is not None:
             self._submit(step, self._overlapping)
-        return True
-
-    def _make(self, step: StepMade) -> None:
-        """Compute a step and take in its tokens."""
-        self.queues.begin(step.start_s)
-        output = self._executor.execute(step.plan)
-        log_plan(self._log, step.plan, self.queues)
+            return True
+        self.queues.begin(now)
+        output = self._executor.execute(plan)
+        log_plan(self._log, plan, self.queues)
         self._complete(step, output)
+        return True
 
     def _submit(self, step: StepMade, executor: Overlapping) -> None:
         """Put a step in flight, and take in the tokens of the one that was."""
+        self._commit.submitted(step)
         step.handle = executor.submit(step.plan)
         log_plan(self._log, step.plan, self.queues)
         if (end_s := self._land()) is not None:

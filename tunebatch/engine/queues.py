@@ -267,8 +267,9 @@ class Queues:
         """End a request in any state; its blocks return in this step, and what is in flight of it is lost."""
         if sequence.id in self.running:
             self.retire(sequence)
-        self.waiting.pop(sequence.id, None)
-        if sequence.slot >= 0 and not self._holds_slots:
+        if sequence.slot < 0:
+            self.waiting.pop(sequence.id, None)
+        elif not self._holds_slots:
             self._leave_slot(sequence, now, now)
         self._end(sequence, reason, now)
 

@@ -79,6 +79,9 @@ class TorchExecutor:
 
     def reset(self) -> None:
         """Forget all sequences; the pools keep their memory."""
+        if self.device.type == "cuda":
+            # A run that broke off may have left a step in flight, whose inputs must not be written over.
+            torch.cuda.synchronize(self.device)
         self.slots.reset()
         self._last_tokens.reset()
         self._rows_of = None
