@@ -76,6 +76,7 @@ def measure(
     model: Mapping[str, Any] | None = None,
     instruments: Instruments = NOTHING,
     acceptance: tuple[float, ...] = (),
+    overlap: bool | None = None,
 ) -> RunResult:
     """Serve the workload once and measure it.
 
@@ -89,6 +90,7 @@ def measure(
         instruments: What is looked at beside the run; in virtual time nothing is.
         acceptance: Rates of a `SyntheticAcceptance`, which goes by the workload's seed; empty: drafts are
             accepted by the models' own tokens.
+        overlap: Plan a step while the device computes the one before; by default where that gains time.
 
     Raises:
         DoesNotFitError: A request exceeds the context or the whole KV cache.
@@ -105,7 +107,9 @@ def measure(
     with _without_gc(), CpuTelemetry() as cpu, GpuTelemetry(instruments.gpu) as gpu:
         # The clock runs from here: requests that are due at once wait for the engine, not for us.
         time = clock()
-        engine = engine_for(strategy, executor, workload.source(), time, watcher, latency_limits(slo), drawn)
+        engine = engine_for(
+            strategy, executor, workload.source(), time, watcher, latency_limits(slo), drawn, overlap
+        )
         record = engine.run()
     _add_never_arrived(record, workload)
     metrics = summarize(record, slo, warmup)
@@ -131,7 +135,7 @@ def measure(
         slo=list(slo.texts()) if slo is not None else [],
         metrics=metrics,
         verdict=check(metrics, slo, judge.missed if judge is not None else None) if slo is not None else None,
-        conditions=conditions(metrics, time.name, workload.seed, record.speculation),
+        conditions=conditions(metrics, time.name, workload.seed, record.speculation, record.overlap),
         speculation=record.speculation,
         telemetry=telemetry(record, metrics, instruments, cpu.use, gpu.use) if is_real else None,
         record=record,

@@ -168,6 +168,7 @@ class DeviceSection(Section):
 
     Attributes:
         graphs: Steps are captured as CUDA graphs, where there is CUDA.
+        overlap: The host plans a step while the device computes the one before, where there is CUDA.
     """
 
     utilization: Number = Field(0.9, gt=0, le=1)
@@ -175,4 +176,5 @@ class DeviceSection(Section):
     block_size: Integer = Field(16, ge=1)
     max_slots: Integer = Field(64, ge=1)
     graphs: bool = True
+    overlap: bool = True
     price_per_hour: Annotated[Number, Field(gt=0)] | None = None

@@ -5,7 +5,7 @@ The fixture ``kit`` hands these out, so that test files need no import path to t
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from functools import lru_cache
@@ -168,10 +168,14 @@ class FakeExecutor:
         before = self._tables[member.id]
         assert member.block_table[: len(before)] == before, "a table lost or changed a block"
         assert len(member.block_table) <= len(before) + 1 + MOST_DRAFTS
-        assert len(member.output) + len(member.request.prompt) == computed + 1
+        assert len(member.output) + self._num_unread(member) + len(member.request.prompt) == computed + 1
         self._write(member, computed)
         self._read_back(member, computed + 1)
         return contents(member.request)[0][computed + 1]
+
+    def _num_unread(self, sequence: Sequence) -> int:
+        """Tokens of the sequence that are sampled and not handed out."""
+        return 0
 
     def _write(self, sequence: Sequence, position: int, value: int | None = None) -> None:
         index, offset = divmod(position, self.block_size)
@@ -185,6 +189,38 @@ class FakeExecutor:
             index, offset = divmod(position, self.block_size)
             held = self._memory.get((sequence.block_table[index], offset))
             assert held == value, f"KV of {sequence.id}@{position} is of other tokens"
+
+
+class LateExecutor(FakeExecutor):
+    """Computes a step when it is submitted, and hands out its tokens when these are collected."""
+
+    overlaps = True
+
+    def reset(self) -> None:
+        super().reset()
+        self._in_flight: deque[tuple[StepOutput, set[int]]] = deque()
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def execute(self, plan: StepPlan) -> StepOutput:
+        return self.collect(self.submit(plan))
+
+    def submit(self, plan: StepPlan) -> tuple[StepOutput, set[int]]:
+        assert self.num_in_flight <= 1, "the tokens of the step before last were not collected"
+        sampling = {piece.sequence.id for piece in plan.slices if piece.sample}
+        sampling |= set() if plan.decodes is None else {member.id for member in plan.decodes.members}
+        step = (super().execute(plan), sampling)
+        self._in_flight.append(step)
+        return step
+
+    def collect(self, handle: tuple[StepOutput, set[int]]) -> StepOutput:
+        assert handle is self._in_flight.popleft(), "not the oldest step was collected"
+        return handle[0]
+
+    def _num_unread(self, sequence: Sequence) -> int:
+        return sum(sequence.id in sampling for _, sampling in self._in_flight)
 
 
 class FakeDrafter:
@@ -267,6 +303,7 @@ def kit() -> SimpleNamespace:
     return SimpleNamespace(
         EOS=EOS,
         Executor=FakeExecutor,
+        LateExecutor=LateExecutor,
         Source=ListSource,
         engine=make_engine,
         expected_output=expected_output,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -153,9 +155,10 @@ def check_random_work(
     num_blocks: int,
     block_size: int,
     max_slots: int,
+    make_executor: Callable[..., Any] | None = None,
 ) -> None:
     requests = requests_of(shapes, kit)
-    executor = kit.Executor(
+    executor = (make_executor or kit.Executor)(
         num_blocks,
         block_size,
         max_slots,

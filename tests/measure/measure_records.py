@@ -50,6 +50,7 @@ def step(
     log.num_preempted.append(0)
     log.num_draft_tokens.append(0)
     log.num_rejected.append(0)
+    log.num_wasted.append(0)
     log.slices.append(())
     log.verifications.append(())
 

@@ -112,7 +112,7 @@ def test_write_and_read(tmp_path: Path) -> None:
     with open(folder / "steps.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert tuple(rows[0]) == STEP_COLUMNS
-    assert rows[1] == ["0.0", "0.5", "1", "10", "0", "0", "1", "1", "3", "0", "0", "0", "0"]
+    assert rows[1] == ["0.0", "0.5", "1", "10", "0", "0", "1", "1", "3", "0", "0", "0", "0", "0"]
 
 
 def test_the_file_of_requests_marks_the_warmup(tmp_path: Path) -> None:

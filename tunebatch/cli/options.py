@@ -203,6 +203,7 @@ def overrides(
     slo: list[str] | None = None,
     requests: int | None = None,
     seed: int | None = None,
+    overlap: bool | None = None,
     search: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The flags by section and key, as ``load_profile`` takes them."""
@@ -217,6 +218,7 @@ def overrides(
         },
         "workload": {"name": workload, "trace_file": trace_file, "requests": requests, "seed": seed},
         "slo": slo_table(slo or []),
+        "device": {"overlap": overlap},
         "search": {"seed": seed, **(search or {})},
     }
 

@@ -49,6 +49,13 @@ def run(
     clock: Annotated[
         str, typer.Option(metavar="CLOCK", help="replay skips idle gaps; wall waits through them.")
     ] = "replay",
+    no_overlap: Annotated[
+        bool,
+        typer.Option(
+            "--no-overlap",
+            help="Plan each step after the one before; on a GPU both go on at once by default.",
+        ),
+    ] = False,
     telemetry: options.Telemetry = False,
     out: options.Out = None,
     trace: options.Trace = None,
@@ -92,6 +99,7 @@ def run(
             slo=slo,
             requests=requests,
             seed=seed,
+            overlap=False if no_overlap else None,
         ),
     )
     if clock not in ("replay", "wall"):

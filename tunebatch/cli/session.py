@@ -182,6 +182,7 @@ class Session:
             model=self.executor.model_info,
             instruments=self.instruments or NOTHING,
             acceptance=self.profile.model.acceptance,
+            overlap=None if self.profile.device.overlap else False,
         )
 
     def check_tokens(self, strategies: Sequence[Strategy]) -> str:

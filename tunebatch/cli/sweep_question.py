@@ -61,6 +61,7 @@ def identity(session: Session) -> dict[str, Any]:
         # What is found by itself differs a little from session to session.
         "num_blocks": asked.device.num_blocks,
         "max_slots": asked.device.max_slots,
+        **({} if asked.device.overlap else {"overlap": False}),
         **({"graphs": True} if model.get("cuda_graphs", {}).get("graphs") else {}),
         "warmup": "first 10 %",
         **{name: machine[name] for name in ("torch", "cpu", "gpu")},

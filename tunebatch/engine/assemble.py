@@ -22,12 +22,14 @@ def engine_for(
     watcher: Watcher | None = None,
     limits: LatencyLimits = NO_LIMITS,
     acceptance: SyntheticAcceptance | None = None,
+    overlap: bool | None = None,
 ) -> Engine:
     """An engine with the strategy's policy and features; good for one run.
 
     Args:
         limits: Of the SLO that the run is judged by.
         acceptance: Draws which drafts are accepted, where tokens mean nothing.
+        overlap: See `Engine`.
 
     Raises:
         StrategyError: A feature that this executor cannot serve.
@@ -40,6 +42,7 @@ def engine_for(
         watcher,
         prefix_caching="prefix" in strategy.features,
         speculator=_speculator(strategy, executor, acceptance),
+        overlap=overlap,
     )
 
 

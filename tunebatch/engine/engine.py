@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
 from tunebatch.engine.clock import Clock
-from tunebatch.engine.plan import Executor, Slice, StepOutput, StepPlan
+from tunebatch.engine.commit import Commit, StepMade
+from tunebatch.engine.plan import Executor, Overlapping, StepOutput, StepPlan
 from tunebatch.engine.policies.base import Learner, Policy, StepTaken
 from tunebatch.engine.queues import Queues
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord, StepLog
 from tunebatch.engine.request import Request
-from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.speculation.speculator import Speculator
+from tunebatch.engine.step_log import log_outcome, log_plan
 
 
 class RequestSource(Protocol):
@@ -43,10 +42,19 @@ class Engine:
 
     Deterministic: the same requests, policy and step durations give the same steps.
 
+    With overlap, a step is planned and submitted while the one before computes, and the tokens of that one
+    are collected then: a step takes the longer of what host and device need, not the sum. Tokens are those
+    without overlap. Plans are too, but for what hangs on the time or on tokens: a sequence whose EOS is found
+    late has been given one decode too many, and requests, cancellations and measured durations are seen as
+    of when the step before began. Where a plan needs the tokens in flight they are collected first: to
+    preempt, to end a batch, and always with drafts, which go on from the last token.
+
     Args:
         watcher: Told of arrivals, first tokens and ends; asked after every step whether to go on.
         prefix_caching: Blocks keep their content after their owners have gone, for prompts that begin alike.
         speculator: Drafts tokens, which steps verify.
+        overlap: Plan a step while the one before computes, if the executor can and there is no speculator; by
+            default where the executor gains by it.
 
     Raises (from `run`):
         OutOfDeviceMemoryError: A step did not fit on the device.
@@ -63,6 +71,7 @@ class Engine:
         *,
         prefix_caching: bool = False,
         speculator: Speculator | None = None,
+        overlap: bool | None = None,
     ) -> None:
         self._executor = executor
         self._policy = policy
@@ -70,7 +79,8 @@ class Engine:
         self._source = source
         self._clock = clock
         self._watcher = watcher
-        self._eos: Collection[int] = executor.eos_token_ids
+        self._overlapping = None if speculator is not None else _overlapping(executor, overlap)
+        self._in_flight: StepMade | None = None
         self._log = StepLog()
         self._stopped = False
         self._speculator = speculator
@@ -83,6 +93,8 @@ class Engine:
             prefix_caching=prefix_caching,
             speculator=speculator,
         )
+        first_token = None if watcher is None else watcher.first_token
+        self._commit = Commit(self.queues, executor.eos_token_ids, first_token)
 
     def run(self) -> RunRecord:
         """Serve until the source is dry and everything has ended, or the watcher says stop."""
@@ -91,29 +103,58 @@ class Engine:
         return self.record()
 
     def step(self) -> bool:
-        """Make one step, or wait for something to do; False when nothing is left."""
-        now = self._clock.now()
-        self._arrivals(now)
-        queues = self.queues
-        decision = self._policy.plan(now, queues)
-        if not isinstance(decision, StepPlan):
-            return self._idle(decision)
-        waiting = len(queues.waiting)
-        for piece in decision.slices:
-            queues.first_time(piece.sequence, now)
-        context_sum = queues.decodes.context_sum if decision.decodes is not None else 0
-        output = self._executor.execute(decision)
-        self._clock.step_took(output.duration_s)
-        end = self._clock.now()
-        self._log_step(decision, now, end, context_sum, waiting)
-        self._log_slices(decision, output)
-        self._commit(decision, output, end)
-        if self._speculator is not None:
-            self._tell_speculator(decision, output, end - now)
-        if self._learner is not None:
-            self._learner.took(self._taken(decision))
-        self._tell_ended(end)
+        """Make one step, or wait for something to do; False when nothing is left.
+
+        With overlap the step that is made is in flight afterwards, and the one before has ended; where the
+        plan needs the tokens of that one, they are taken in first and nothing else is done.
+        """
+        now = self._arrivals()
+        if self._in_flight is not None and self.queues.needs_tokens():
+            self._land()
+            return True
+        plan = self._policy.plan(now, self.queues)
+        if not isinstance(plan, StepPlan):
+            return self._land() is not None or self._idle(plan)
+        step = StepMade(plan, now)
+        if self._overlapping is not None:
+            self._submit(step, self._overlapping)
+            return True
+        self.queues.begin(now)
+        output = self._executor.execute(plan)
+        log_plan(self._log, plan, self.queues)
+        self._complete(step, output)
         return True
+
+    def _submit(self, step: StepMade, executor: Overlapping) -> None:
+        """Put a step in flight, and take in the tokens of the one that was."""
+        self._commit.submitted(step)
+        step.handle = executor.submit(step.plan)
+        log_plan(self._log, step.plan, self.queues)
+        if (end_s := self._land()) is not None:
+            step.start_s = end_s
+        self.queues.begin(step.start_s)
+        self._commit.advance(step)
+        self._in_flight = step
+
+    def _land(self) -> float | None:
+        """Wait for the step in flight and take in its tokens; returns when it ended, if there was one."""
+        step, self._in_flight = self._in_flight, None
+        if step is None or self._overlapping is None:
+            return None
+        return self._complete(step, self._overlapping.collect(step.handle))
+
+    def _complete(self, step: StepMade, output: StepOutput) -> float:
+        """A step's tokens are on the host; returns the time."""
+        self._clock.step_took(output.duration_s)
+        end_s = self._clock.now()
+        log_outcome(self._log, step.plan, output, step.start_s, end_s)
+        self._log.num_wasted.append(self._commit.deliver(step, output, end_s))
+        if self._speculator is not None:
+            self._tell_speculator(step.plan, output, end_s - step.start_s)
+        if self._learner is not None:
+            self._learner.took(self._taken(step.plan))
+        self._tell_ended(end_s)
+        return end_s
 
     def _tell_speculator(self, plan: StepPlan, output: StepOutput, duration_s: float) -> None:
         assert self._speculator is not None
@@ -125,21 +166,23 @@ class Engine:
         self._speculator.step_done(verified, len(verified) == len(plan.slices), duration_s)
 
     def _taken(self, plan: StepPlan) -> StepTaken:
-        """The step that was logged last."""
+        """The step whose outcome was logged last; with overlap the plan of the next is logged too."""
         log = self._log
+        at = len(log.duration_s) - 1
         drafting = [piece for piece in plan.slices if piece.draft_tokens]
         return StepTaken(
-            duration_s=log.duration_s[-1],
-            num_decodes=log.num_decodes[-1] + len(drafting),
-            context_sum=log.context_sum[-1] + sum(piece.start + piece.num_tokens for piece in drafting),
-            num_more_tokens=log.num_prefill_tokens[-1] + log.num_draft_tokens[-1],
-            num_accepted=log.num_draft_tokens[-1] - log.num_rejected[-1],
-            num_preempted=log.num_preempted[-1],
+            duration_s=log.duration_s[at],
+            num_decodes=log.num_decodes[at] + len(drafting),
+            context_sum=log.context_sum[at] + sum(piece.start + piece.num_tokens for piece in drafting),
+            num_more_tokens=log.num_prefill_tokens[at] + log.num_draft_tokens[at],
+            num_accepted=log.num_draft_tokens[at] - log.num_rejected[at],
+            num_preempted=log.num_preempted[at],
             ended=self.queues.ended,
         )
 
     def record(self) -> RunRecord:
         """What has happened so far; what still runs counts as unfinished."""
+        self._land()
         queues = self.queues
         now = self._clock.now()
         for sequence in [*queues.running.values(), *queues.waiting.values()]:
@@ -154,9 +197,12 @@ class Engine:
             stopped_early=self._stopped,
             speculation=None if self._speculator is None else self._speculator.record(),
             prefix_caching=queues.prefixes is not None,
+            overlap=self._overlapping is not None,
         )
 
-    def _arrivals(self, now: float) -> None:
+    def _arrivals(self) -> float:
+        """Take in what has arrived and let go of who has hung up; returns the time."""
+        now = self._clock.now()
         for request in self._source.take(now):
             self.queues.add(request, now)
             if self._watcher is not None:
@@ -165,6 +211,7 @@ class Engine:
         if self.queues.ended:
             self._tell_ended(now)
         self.queues.arrivals_open = self._source.next_arrival_s() is not None
+        return now
 
     def _idle(self, wake_at: float | None) -> bool:
         queues = self.queues
@@ -182,78 +229,6 @@ class Engine:
             )
         return False
 
-    def _commit(self, plan: StepPlan, output: StepOutput, now: float) -> None:
-        if plan.decodes is not None:
-            self._commit_decodes(output, now)
-        for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
-            sequence = piece.sequence
-            sequence.num_computed = piece.start + piece.num_tokens
-            if 0 < sequence.num_lost <= sequence.num_computed:
-                sequence.num_lost = 0
-                sequence.record.recomputed_at_s.append(now)
-            if piece.draft_tokens:
-                self._commit_verified(piece, tokens, now)
-                continue
-            self.queues.cache_blocks(sequence)
-            if piece.sample:
-                self._commit_sample(sequence, tokens, now)
-
-    def _commit_decodes(self, output: StepOutput, now: float) -> None:
-        queues = self.queues
-        group = queues.decodes
-        queues.decode_end_s.append(now)
-        group.advance()
-        stopped: list[Sequence] = []
-        if output.decode_tokens is not None:
-            eos = self._eos
-            for sequence, token in zip(group.members, output.decode_tokens, strict=True):
-                sequence.output.append(token)
-                if token in eos and not sequence.request.ignore_eos:
-                    stopped.append(sequence)
-        for sequence in group.finishing():
-            queues.finish(sequence, EndReason.LENGTH, now)
-        for sequence in stopped:
-            if sequence.row >= 0:
-                queues.finish(sequence, EndReason.STOP, now)
-            else:
-                sequence.record.end_reason = EndReason.STOP
-
-    def _commit_sample(self, sequence: Sequence, tokens: Collection[int], now: float) -> None:
-        request = sequence.request
-        sequence.output.extend(tokens)
-        sequence.num_output += 1
-        sequence.record.token_times_s.append(now)
-        if sequence.num_output == 1 and self._watcher is not None:
-            self._watcher.first_token(sequence.record, now)
-        if not request.ignore_eos and any(token in self._eos for token in tokens):
-            self.queues.finish(sequence, EndReason.STOP, now)
-        elif sequence.num_output == request.max_tokens:
-            self.queues.finish(sequence, EndReason.LENGTH, now)
-        else:
-            self.queues.decodes.join(sequence)
-
-    def _commit_verified(self, piece: Slice, tokens: SequenceOf[int], now: float) -> None:
-        """Tokens of one step, the accepted drafts and one more; they arrive together."""
-        sequence, record = piece.sequence, piece.sequence.record
-        accepted = len(tokens) - 1
-        sequence.num_computed = piece.start + 1 + accepted
-        record.num_verifications += 1
-        record.num_drafted += len(piece.draft_tokens)
-        record.num_accepted += accepted
-        if not sequence.request.ignore_eos:
-            ends = next((i for i, token in enumerate(tokens) if token in self._eos), accepted)
-            tokens = tokens[: ends + 1]
-        sequence.output.extend(tokens)
-        sequence.num_output += len(tokens)
-        record.token_times_s += [now] * len(tokens)
-        if not sequence.request.ignore_eos and tokens[-1] in self._eos:
-            self.queues.finish(sequence, EndReason.STOP, now)
-        elif sequence.num_output == sequence.request.max_tokens:
-            self.queues.finish(sequence, EndReason.LENGTH, now)
-        else:
-            self.queues.cache_blocks(sequence)
-            self.queues.decodes.join(sequence)
-
     def _tell_ended(self, now: float) -> None:
         for sequence in self.queues.ended:
             self._source.finished(sequence.record, now)
@@ -262,31 +237,8 @@ class Engine:
         self.queues.ended.clear()
         self._stopped = self._watcher is not None and self._watcher.should_stop(now)
 
-    def _log_step(self, plan: StepPlan, start: float, end: float, context_sum: int, waiting: int) -> None:
-        log, queues = self._log, self.queues
-        log.start_s.append(start)
-        log.duration_s.append(end - start)
-        log.num_decodes.append(plan.num_decodes)
-        log.context_sum.append(context_sum)
-        log.slots_active.append(len(plan.slices) + plan.num_decodes)
-        log.slots_held.append(queues.num_held)
-        log.blocks_used.append(queues.kv.num_used)
-        log.num_waiting.append(waiting)
-        log.num_preempted.append(plan.num_preempted)
 
-    def _log_slices(self, plan: StepPlan, output: StepOutput) -> None:
-        log = self._log
-        prefills, verifications = [], []
-        for piece, tokens in zip(plan.slices, output.slice_tokens, strict=True):
-            sequence, drafted = piece.sequence, len(piece.draft_tokens)
-            if drafted:
-                # One token more is sampled than drafts are accepted.
-                verifications.append((sequence.id, sequence.slot, drafted, drafted + 1 - len(tokens)))
-            else:
-                prefills.append((sequence.id, sequence.slot, piece.start, piece.num_tokens))
-        log.num_prefills.append(len(prefills))
-        log.num_prefill_tokens.append(sum(piece[3] for piece in prefills))
-        log.num_draft_tokens.append(sum(one[2] for one in verifications))
-        log.num_rejected.append(sum(one[3] for one in verifications))
-        log.slices.append(tuple(prefills))
-        log.verifications.append(tuple(verifications))
+def _overlapping(executor: Executor, overlap: bool | None) -> Overlapping | None:
+    if not isinstance(executor, Overlapping):
+        return None
+    return executor if (executor.overlaps if overlap is None else overlap) else None

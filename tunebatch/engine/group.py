@@ -22,7 +22,17 @@ class DecodeGroup:
         version: Changes when the membership does.
     """
 
-    __slots__ = ("_block_size", "_crossing", "_finishing", "context_sum", "members", "step", "version")
+    __slots__ = (
+        "_block_size",
+        "_crossing",
+        "_finishing",
+        "_seen",
+        "_seen_version",
+        "context_sum",
+        "members",
+        "step",
+        "version",
+    )
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -32,6 +42,8 @@ class DecodeGroup:
         self.step = 0
         self.context_sum = 0
         self.version = 0
+        self._seen: tuple[Sequence, ...] = ()
+        self._seen_version = 0
 
     def __len__(self) -> int:
         return len(self.members)
@@ -70,6 +82,12 @@ class DecodeGroup:
         """Every member has computed one token."""
         self.step += 1
         self.context_sum += len(self.members)
+
+    def snapshot(self) -> tuple[Sequence, ...]:
+        """The members as they are now, whoever joins or leaves later; made once for each membership."""
+        if self._seen_version != self.version:
+            self._seen, self._seen_version = tuple(self.members), self.version
+        return self._seen
 
     def num_computed(self, member: Sequence) -> int:
         return member.num_computed + self.step - member.joined_step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tunebatch.engine.group import DecodeGroup
 from tunebatch.engine.sequence import Sequence
@@ -111,6 +111,33 @@ class Executor(Protocol):
 
     def reset(self) -> None:
         """Forget everything of earlier runs."""
+        ...
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """An executor whose device may compute a step while the host plans and prepares the next.
+
+    What a step computes from the tokens of the one before stays on the device; so a step may be submitted
+    before these are collected, but no more than one. Steps are computed in order, and collected in order.
+
+    Attributes:
+        overlaps: Worth it here, as the device computes by itself; if not it is done only where asked for.
+    """
+
+    @property
+    def overlaps(self) -> bool: ...
+
+    def submit(self, plan: StepPlan) -> Any:
+        """Start to compute the plan's tokens; nothing of the plan is read later.
+
+        Raises:
+            OutOfDeviceMemoryError: As `execute`, of this step.
+        """
+        ...
+
+    def collect(self, handle: Any) -> StepOutput:
+        """Wait for the tokens of the step that ``submit`` gave the handle for."""
         ...
 
 

@@ -73,7 +73,8 @@ class Queues:
         self.num_slots = num_slots
         self._free_slots = list(range(num_slots))
         self._holds_slots = holds_slots
-        self._held: list[tuple[Sequence, float]] = []
+        self._held: list[Sequence] = []
+        self._admitted: list[Sequence] = []
         self._cancellations: list[tuple[float, int]] = []
         self._live: dict[int, Sequence] = {}
         self._speculator = speculator
@@ -82,6 +83,11 @@ class Queues:
     def num_held(self) -> int:
         """Slots that a sequence occupies or occupied until its batch ends."""
         return len(self.running) + len(self._held)
+
+    @property
+    def num_ended(self) -> int:
+        """Requests that have ended so far, however they did."""
+        return len(self.records) - len(self._live)
 
     @property
     def oldest_waiting(self) -> Sequence | None:
@@ -214,8 +220,9 @@ class Queues:
 
     def release_held(self, now: float) -> None:
         """The batch is over: free the slots that its finished sequences kept."""
-        for sequence, end_s in self._held:
-            self._free_slot(sequence, end_s, now)
+        for sequence in self._held:
+            heapq.heappush(self._free_slots, sequence.slot)
+            self._leave_slot(sequence, sequence.record.end_s, now)
         self._held.clear()
 
     def sort_waiting(self, key: Callable[[Sequence], tuple[int, ...]]) -> None:
@@ -225,22 +232,46 @@ class Queues:
 
     # What the engine calls
 
-    def finish(self, sequence: Sequence, reason: EndReason, now: float) -> None:
-        """End a request in any state; its blocks return in this step."""
-        if sequence.id in self.running:
-            self._stop_running(sequence)
-            if self._holds_slots:
-                self._held.append((sequence, now))
-            else:
-                self._free_slot(sequence, now, now)
-        else:
-            self.waiting.pop(sequence.id, None)
-        self._end(sequence, reason, now)
+    def needs_tokens(self) -> bool:
+        """The next plan may hang on the tokens of a step in flight, so that they must be collected first.
 
-    def first_time(self, sequence: Sequence, start_s: float) -> None:
-        """Note when a sequence is scheduled for the first time."""
-        if sequence.record.first_scheduled_s is None:
-            sequence.record.first_scheduled_s = start_s
+        It will preempt, which takes sequences whose every token is known, as they are computed again. Or a
+        batch is over and its slots are released, which is when their last sequences have ended.
+        """
+        if self._holds_slots and not self.running:
+            return True
+        return len(self.decodes.crossing()) > self.kv.num_free
+
+    def begin(self, start_s: float) -> None:
+        """The step that was planned last begins; those that it admits hold their slots from now on."""
+        for sequence in self._admitted:
+            sequence.slot_since_s = start_s
+            if sequence.record.first_scheduled_s is None:
+                sequence.record.first_scheduled_s = start_s
+        self._admitted.clear()
+
+    def retire(self, sequence: Sequence) -> None:
+        """Take a running sequence out of the batch for good; its blocks return, and its slot if none is held.
+
+        They may be given away while a step is in flight that computes a token of the sequence: the device
+        computes in order, so a step that is planned later writes later, and reads only what it or others
+        have written since or what was full before. The slot's stay is noted when the request ends.
+        """
+        self._stop_running(sequence)
+        if self._holds_slots:
+            self._held.append(sequence)
+        else:
+            heapq.heappush(self._free_slots, sequence.slot)
+
+    def finish(self, sequence: Sequence, reason: EndReason, now: float) -> None:
+        """End a request in any state; its blocks return in this step, and what is in flight of it is lost."""
+        if sequence.id in self.running:
+            self.retire(sequence)
+        if sequence.slot < 0:
+            self.waiting.pop(sequence.id, None)
+        elif not self._holds_slots:
+            self._leave_slot(sequence, now, now)
+        self._end(sequence, reason, now)
 
     def cache_blocks(self, sequence: Sequence) -> None:
         """Let prompts to come share the blocks that a running sequence has filled."""
@@ -267,8 +298,10 @@ class Queues:
                 assert sequence.cached.path() == sequence.block_table[: sequence.cached.depth]
         for block in range(self.kv.num_blocks):
             assert self.kv.num_owners(block) == owners.get(block, 0), f"block {block} leaked or stolen"
-        assert all(not sequence.block_table for sequence in self.waiting.values())
-        slots = [s.slot for s in self.running.values()] + [s.slot for s, _ in self._held]
+        for sequence in self.waiting.values():
+            assert not sequence.block_table
+            assert sequence.num_output == len(sequence.record.token_times_s), "waits for its own token"
+        slots = [s.slot for s in self.running.values()] + [s.slot for s in self._held]
         assert len(set(slots)) == len(slots) and not set(slots) & set(self._free_slots)
         members = self.decodes.members
         assert [member.row for member in members] == list(range(len(members)))
@@ -314,8 +347,11 @@ class Queues:
         return count
 
     def _leave_decodes(self, sequence: Sequence) -> None:
+        """Out of the group, with the tokens that were collected; one in flight does not count."""
         self.decodes.leave(sequence)
-        sequence.record.token_times_s += self.decode_end_s[sequence.joined_step : self.decodes.step]
+        record = sequence.record
+        record.token_times_s += self.decode_end_s[sequence.joined_step : self.decodes.step]
+        sequence.num_output = len(record.token_times_s)
 
     def _hit(self, sequence: Sequence) -> CachedBlock | None:
         """The end of what is cached of a sequence's tokens; None without prefix caching.
@@ -347,6 +383,7 @@ class Queues:
         self.partial[sequence.id] = sequence
         sequence.slot = heapq.heappop(self._free_slots)
         sequence.slot_since_s = now
+        self._admitted.append(sequence)
         sequence.status = Status.PREFILL
         if sequence.cached is not None:
             blocks = sequence.block_tokens(sequence.num_tokens // self.kv.block_size, self.kv.block_size)
@@ -358,7 +395,8 @@ class Queues:
     def _preempt(self, sequence: Sequence, now: float) -> None:
         """Take everything from a sequence; what it had is computed again when it returns."""
         self._stop_running(sequence)
-        self._free_slot(sequence, now, now)
+        heapq.heappush(self._free_slots, sequence.slot)
+        self._leave_slot(sequence, now, now)
         record = sequence.record
         if sequence.num_lost:
             record.recomputed_at_s.append(now)
@@ -383,14 +421,14 @@ class Queues:
         sequence.block_table = []
         del self.running[sequence.id]
 
-    def _free_slot(self, sequence: Sequence, end_s: float, held_until_s: float) -> None:
+    def _leave_slot(self, sequence: Sequence, end_s: float, held_until_s: float) -> None:
         self.occupancy.append((sequence.slot, sequence.id, sequence.slot_since_s, end_s, held_until_s))
-        heapq.heappush(self._free_slots, sequence.slot)
         sequence.slot = -1
 
     def _end(self, sequence: Sequence, reason: EndReason, now: float) -> None:
         del self._live[sequence.id]
         sequence.status = Status.FINISHED
+        sequence.num_output = len(sequence.record.token_times_s)
         sequence.record.end_reason = reason
         sequence.record.end_s = now
         self.ended.append(sequence)

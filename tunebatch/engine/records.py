@@ -62,6 +62,7 @@ STEP_COLUMNS = (
     "num_preempted",
     "num_draft_tokens",
     "num_rejected",
+    "num_wasted",
 )
 
 
@@ -75,6 +76,10 @@ class StepLog:
     ``verifications`` ``(request id, slot, num_draft_tokens, num_rejected)`` of every sequence whose
     drafts were verified: it computes them and one token more, and is neither a prefill nor a decode of
     the other columns.
+
+    With overlap a step that was planned while another was in flight starts when that has ended, so that the
+    durations tile the time; and ``num_wasted`` decodes were for sequences that had ended by then, which was
+    not known yet. They were computed like others and are in the other columns, but nobody got the tokens.
     """
 
     start_s: list[float] = field(default_factory=list)
@@ -90,6 +95,7 @@ class StepLog:
     num_preempted: list[int] = field(default_factory=list)
     num_draft_tokens: list[int] = field(default_factory=list)
     num_rejected: list[int] = field(default_factory=list)
+    num_wasted: list[int] = field(default_factory=list)
     slices: list[tuple[tuple[int, int, int, int], ...]] = field(default_factory=list)
     verifications: list[tuple[tuple[int, int, int, int], ...]] = field(default_factory=list)
 
@@ -144,6 +150,7 @@ class RunRecord:
             ``held_until_s > to_s`` when the slot stayed empty after the request had ended.
         stopped_early: A watcher ended the run before all requests were served.
         speculation: What became of drafts, where there were any to be had.
+        overlap: Steps were planned while the ones before were in flight.
     """
 
     requests: list[RequestRecord]
@@ -154,3 +161,4 @@ class RunRecord:
     stopped_early: bool = False
     speculation: SpeculationRecord | None = None
     prefix_caching: bool = False
+    overlap: bool = False

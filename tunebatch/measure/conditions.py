@@ -24,6 +24,7 @@ class Conditions:
         hit_rate: Prompt tokens that were found in the prefix cache, as a share of those of all requests that
             got a token; None without a prefix cache.
         synthetic_acceptance: It was drawn which drafts were accepted, so all numbers hold for its rates only.
+        overlap: The host planned steps while the device computed those before.
     """
 
     clock: str
@@ -33,10 +34,15 @@ class Conditions:
     warmup: str = "none"
     window: str = WINDOW
     synthetic_acceptance: bool = False
+    overlap: bool = False
 
 
 def conditions(
-    metrics: Metrics, clock: str, seed: int, speculation: SpeculationRecord | None = None
+    metrics: Metrics,
+    clock: str,
+    seed: int,
+    speculation: SpeculationRecord | None = None,
+    overlap: bool = False,
 ) -> Conditions:
     """The conditions of a run that has ended."""
     drawn = speculation is not None and bool(speculation.synthetic_acceptance)
@@ -47,4 +53,5 @@ def conditions(
         metrics.hit_rate,
         warmup=warmup_text(metrics.num_warmup, metrics.num_requests),
         synthetic_acceptance=drawn,
+        overlap=overlap,
     )

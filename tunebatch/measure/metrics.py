@@ -31,7 +31,7 @@ class Metrics:
         total_input_tokens: Prompt tokens of the requests that got a first token.
         total_output_tokens: All output tokens, also those of requests that were not completed.
         request_goodput: Completed requests that keep every limit, per second; None without an SLO.
-        bubble: Share of held slot-steps that computed nothing.
+        bubble: Share of held slot-steps that computed nothing, or a token for somebody who had ended.
         mean_batch: Sequences computed in a step, mean over steps.
         mean_kv_use: KV blocks used of all blocks, mean over steps.
         acceptance: Accepted of drafted tokens; None when nothing was drafted.
@@ -242,7 +242,7 @@ class _Steps:
             return
         active = np.array(log.slots_active, dtype=np.float64)
         held = float(np.array(log.slots_held, dtype=np.float64).sum())
-        self.bubble = 1.0 - float(active.sum()) / held if held else None
+        self.bubble = 1.0 - (float(active.sum()) - sum(log.num_wasted)) / held if held else None
         self.mean_batch = float(active.mean())
         self.mean_step_s = float(np.mean(log.duration_s))
         if num_blocks:

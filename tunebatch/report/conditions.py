@@ -18,9 +18,10 @@ def conditions_line(told: Conditions) -> str:
     """``measured: replay clock; warm-up, in no percentile: first 7 of 78 requests; window 8.12 s, ...``"""
     hits = "no prefix cache" if told.hit_rate is None else f"hit rate {percent(told.hit_rate)}"
     drawn = "; synthetic acceptance" if told.synthetic_acceptance else ""
+    overlapped = "; host and device overlap" if told.overlap else ""
     return (
         f"measured: {told.clock} clock; warm-up, in no percentile: {told.warmup}; "
-        f"window {duration(told.window_s)}, {told.window}; seed {told.seed}; {hits}{drawn}"
+        f"window {duration(told.window_s)}, {told.window}; seed {told.seed}; {hits}{drawn}{overlapped}"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from collections.abc import Sequence as SequenceOf
 from itertools import islice
 from typing import Any
 
@@ -18,6 +17,7 @@ from tunebatch.engine.speculation.drafter import Drafter
 from tunebatch.execute.torch.attention.base import KvCache, NewPools
 from tunebatch.execute.torch.forward import Forward
 from tunebatch.execute.torch.graphs.graphs import Graphs
+from tunebatch.execute.torch.last_tokens import LastTokens, Reading, read, to_device
 from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
 from tunebatch.execute.torch.sampler import highest, sample
 from tunebatch.execute.torch.slots import Ints, Packed, Slots
@@ -26,9 +26,9 @@ from tunebatch.execute.torch.slots import Ints, Packed, Slots
 class TorchExecutor:
     """Runs step plans on a model whose attention layers call `attention.base.attention_forward`.
 
-    The host keeps one row of state per batch slot (last token, position, block table), so a decode
-    step gathers rows instead of visiting sequences. All inputs of a step travel to the device in one
-    copy, and the sampled tokens come back in one.
+    The host keeps one row of state per batch slot (position, block table), so a decode step gathers rows
+    instead of visiting sequences; last tokens are kept so on the device. All inputs of a step travel to the
+    device in one copy, and the sampled tokens come back in one, which only `collect` waits for.
 
     Args:
         model: A causal language model, switched to the registered attention function.
@@ -68,34 +68,54 @@ class TorchExecutor:
         self.device = next(model.parameters()).device
         self.cache = KvCache(num_blocks, block_size, new_pools)
         self.slots = Slots(self.cache, max_slots, max_context, self.device)
-        self._last_token: Ints = np.zeros(max_slots, np.int64)
+        self._last_tokens = LastTokens(max_slots, self.device)
         self._position: Ints = np.zeros(max_slots, np.int64)
         self.drafter: Drafter | None = None
         self._graphs: Graphs | None = None
         self._random: dict[int, Sampling] = {}
         self._rows: Ints = np.zeros(0, np.int64)
+        self._rows_there = torch.zeros(0, dtype=torch.int64, device=self.device)
         self._rows_of: tuple[DecodeGroup, int] | None = None
 
     def reset(self) -> None:
         """Forget all sequences; the pools keep their memory."""
+        if self.device.type == "cuda":
+            # A run that broke off may have left a step in flight, whose inputs must not be written over.
+            torch.cuda.synchronize(self.device)
         self.slots.reset()
+        self._last_tokens.reset()
         self._rows_of = None
         self._random.clear()
 
+    @property
+    def overlaps(self) -> bool:
+        """See `engine.plan.Overlapping`."""
+        return self.device.type == "cuda"
+
     def execute(self, plan: StepPlan) -> StepOutput:
         """Compute the plan's tokens; see `engine.plan.Executor`."""
+        return self.collect(self.submit(plan))
+
+    def submit(self, plan: StepPlan) -> Reading:
+        """See `engine.plan.Overlapping`; a CPU computes at once."""
         try:
-            tokens = self._sampled(plan)
+            return self._sampled(plan)
         except RuntimeError as error:
             if not ran_out(error):
                 raise
             step = f"in a step of {plan.num_slice_tokens} prefill tokens and {plan.num_decodes} decodes"
             raise out_of_memory(self.device, error, step) from error
-        sampled = iter(tokens)
-        slice_tokens = [_accepted(piece, sampled) for piece in plan.slices]
-        decode_tokens = list(sampled)
-        self._remember(plan, slice_tokens, decode_tokens)
-        return StepOutput(slice_tokens, decode_tokens)
+
+    def collect(self, handle: Reading) -> StepOutput:
+        """See `engine.plan.Overlapping`."""
+        sampled = iter(handle.wait())
+        slice_tokens = [_accepted(piece, sampled) for piece in handle.slices]
+        if _verifies(handle.slices):
+            for piece, tokens in zip(handle.slices, slice_tokens, strict=True):
+                if tokens:
+                    rejected = len(piece.draft_tokens) + 1 - len(tokens)
+                    self.set_slot(piece.sequence.slot, tokens[-1], piece.start + piece.num_tokens - rejected)
+        return StepOutput(slice_tokens, list(sampled))
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> torch.Tensor:
@@ -126,18 +146,32 @@ class TorchExecutor:
         return replayed or (self.forward(*packed), None)
 
     @torch.inference_mode()
-    def _sampled(self, plan: StepPlan) -> list[int]:
+    def _sampled(self, plan: StepPlan) -> Reading:
         logits, tokens = self._computed(plan)
         samplings = self._not_greedy(plan)
         if tokens is None or samplings:
             tokens = sample(logits, samplings)
-        return tokens.tolist()
+        self._remember(plan, tokens)
+        return read(tokens, plan.slices)
 
     def _stage(self, plan: StepPlan) -> Packed:
         """Lay the step out in one buffer, copy it, and hand out views of the copy."""
         rows = self._decode_rows(plan.decodes)
-        if not plan.slices:
-            return self.slots.pack_decodes(rows, self._last_token[rows], self._position[rows])
+        # In the place of what decodes compute travels their slot, as the host may not know the token yet.
+        packed = (
+            self._pack(plan, rows)
+            if plan.slices
+            else self.slots.pack_decodes(rows, rows, self._position[rows])
+        )
+        if len(rows):
+            tokens, _, step = packed
+            # A graph may compute decodes as slices of one token each, which follow the others without a gap.
+            apart = len(step.context_lens) > len(step.slices)
+            begin = step.num_slice_tokens if apart else plan.num_slice_tokens
+            self._last_tokens.fill(tokens[begin : begin + len(rows)], self._rows_there)
+        return packed
+
+    def _pack(self, plan: StepPlan, rows: Ints) -> Packed:
         ids: list[int] = []
         keep: list[int] = []
         for piece in plan.slices:
@@ -150,7 +184,7 @@ class TorchExecutor:
             slots=np.concatenate([np.array([piece.sequence.slot for piece in plan.slices], np.int64), rows]),
             starts=np.concatenate([np.array([piece.start for piece in plan.slices]), self._position[rows]]),
             counts=np.array([*(piece.num_tokens for piece in plan.slices), *[1] * len(rows)]),
-            tokens=np.concatenate([np.array(ids, np.int64), self._last_token[rows]]),
+            tokens=np.concatenate([np.array(ids, np.int64), rows]),
             sampled_at=np.array(keep, np.int64),
             num_slices=len(plan.slices),
         )
@@ -161,6 +195,7 @@ class TorchExecutor:
             return np.zeros(0, np.int64)
         if self._rows_of != (group, group.version):
             self._rows = np.array([member.slot for member in group.members], np.int64)
+            self._rows_there = to_device(self._rows, self.device)
             self._rows_of = (group, group.version)
         return self._rows
 
@@ -193,19 +228,28 @@ class TorchExecutor:
 
     def set_slot(self, slot: int, last_token: int, position: int) -> None:
         """Say which token a slot computes next, and where; decodes go on from there by themselves."""
-        self._last_token[slot] = last_token
+        self._last_tokens.tell(slot, last_token)
         self._position[slot] = position
 
-    def _remember(
-        self, plan: StepPlan, slice_tokens: SequenceOf[SequenceOf[int]], decode_tokens: list[int]
-    ) -> None:
-        for piece, tokens in zip(plan.slices, slice_tokens, strict=True):
-            if tokens:
-                rejected = len(piece.draft_tokens) + 1 - len(tokens)
-                self.set_slot(piece.sequence.slot, tokens[-1], piece.start + piece.num_tokens - rejected)
-        if decode_tokens:
-            self._last_token[self._rows] = decode_tokens
+    def _remember(self, plan: StepPlan, tokens: torch.Tensor) -> None:
+        """What the next step goes on from; after drafts that hangs on the tokens, see `collect`."""
+        slots: list[int] = []
+        if not _verifies(plan.slices):
+            for piece in plan.slices:
+                if piece.sample:
+                    slots.append(piece.sequence.slot)
+                    self._last_tokens.untell(piece.sequence.slot)
+                    self._position[piece.sequence.slot] = piece.start + piece.num_tokens
+        if slots:
+            there = to_device(np.array(slots), self.device)
+            self._last_tokens.sampled(there, tokens[: len(slots)])
+        if plan.decodes is not None:
             self._position[self._rows] += 1
+            self._last_tokens.sampled(self._rows_there, tokens[len(tokens) - len(self._rows) :])
+
+
+def _verifies(slices: list[Slice]) -> bool:
+    return any(piece.draft_tokens for piece in slices)
 
 
 def _accepted(piece: Slice, sampled: Iterator[int]) -> list[int]:

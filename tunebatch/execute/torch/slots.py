@@ -37,6 +37,7 @@ class Slots:
         self._taken: list[tuple[list[int], int]] = [([], 0)] * max_slots
         self._counting: Ints = np.arange(max(max_slots, 1024) + 1)
         self._staging = self._new_staging(1 << 14)
+        self._copied_from = self._new_staging(1 << 14)
         self.graphs: Graphs | None = None
 
     def reset(self) -> None:
@@ -150,6 +151,8 @@ class Slots:
         """On the device, in one copy."""
         sizes = [len(part) for part in parts]
         total = sum(sizes)
+        # The last step may be waiting to be copied; by the next, it has been collected.
+        self._staging, self._copied_from = self._copied_from, self._staging
         if total > len(self._staging):
             self._staging = self._new_staging(2 * total)
         np.concatenate(parts, out=self._staging.numpy()[:total])
