@@ -50,6 +50,7 @@ def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
         "seed": 0,
         "hit_rate": None,
         "synthetic_acceptance": False,
+        "overlap": False,
     }
     (line,) = [line for line in done.out.splitlines() if line.startswith("measured: ")]
     assert line.startswith("measured: virtual clock; warm-up, in no percentile: none; window ")
