@@ -1,4 +1,4 @@
-"""Time: what a part may take of what a lent machine allows."""
+"""Time: what a part may take of the minutes that a machine is there for."""
 
 from __future__ import annotations
 
