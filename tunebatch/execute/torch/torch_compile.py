@@ -19,8 +19,8 @@ from tunebatch.execute.torch.model_error import ModelError
 _running: list[tuple[AttentionBackend, StepContext]] = []
 
 
-# What it writes, the KV pools, is no argument and is read by itself alone; calls differ by their layer, so that
-# none is taken for another's repetition, and their outputs keep them in order.
+# What it writes, the KV pools, is no argument and is read by itself alone; calls differ by their layer, so
+# that none is taken for another's repetition, and their outputs keep them in order.
 @torch.library.custom_op("tunebatch::attend", mutates_args=())
 def _attend(
     query: Tensor,
