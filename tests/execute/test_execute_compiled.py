@@ -205,6 +205,39 @@ def test_every_product_equals_torch(dtype: torch.dtype, with_bias: bool, outputs
             torch.testing.assert_close(product(x), F.linear(x, weight, bias), rtol=2e-2, atol=5e-2)
 
 
+@pytest.mark.usefixtures("num_threads")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(24, 12), (5, 33), (1000, 96)])
+def test_the_highest_output_is_found_without_the_others(
+    dtype: torch.dtype, with_bias: bool, outputs: int, inputs: int
+) -> None:
+    torch.manual_seed(0)
+    # Whole numbers, so that no sum is rounded; every value below 0 in some rows.
+    weight = torch.randint(-2, 3, (outputs, inputs)).to(dtype)
+    bias = torch.full((outputs,), -4000.0).to(dtype) if with_bias else None
+    product = FewRows(weight, bias)
+    for count in (16, 1, 5, 2, 9, 3):
+        x = torch.randint(-2, 3, (count, inputs)).to(dtype)
+        expected = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+        assert product.highest(x).tolist() == expected.numpy().argmax(-1).tolist()
+
+
+def test_the_highest_of_equal_outputs_is_the_first() -> None:
+    # With two threads the last is another thread's.
+    weight = torch.zeros(256, 32)
+    weight[[3, 5, 40, 200]] = 1.0
+    assert FewRows(weight, None).highest(torch.ones(2, 32)).tolist() == [3, 3]
+    assert FewRows(-torch.ones(256, 32), None).highest(torch.ones(1, 32)).tolist() == [0]
+
+
+@pytest.mark.parametrize("rows_", [1, 16, 17, 40])
+def test_linear_finds_the_highest_whatever_product_it_took(rows_: int) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(70, 32), torch.randn(rows_, 32)
+    assert linear.Linear(weight).highest(x).tolist() == F.linear(x, weight).argmax(-1).tolist()
+
+
 def test_linear_takes_the_product_that_was_fastest_at_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ["plain", "plain", "panels", "panels", "packed", "packed", "packed", "transposed"]
     monkeypatch.setattr(linear, "_chosen", lambda *_: chosen)

@@ -15,7 +15,7 @@ from tunebatch.engine.request import Sampling
 from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.speculation.drafter import Drafter
 from tunebatch.execute.torch.attention.base import KvCache, NewPools
-from tunebatch.execute.torch.forward import Forward
+from tunebatch.execute.torch.forward import Forward, finds_highest
 from tunebatch.execute.torch.graphs.graphs import Graphs
 from tunebatch.execute.torch.last_tokens import LastTokens, Reading, read, to_device
 from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
@@ -138,6 +138,8 @@ class TorchExecutor:
 
     def highest(self, packed: Packed) -> torch.Tensor:
         """The most probable token of each sampled row of a step that is laid out."""
+        if self._graphs is None and finds_highest(self.forward):
+            return self.forward.highest(*packed)
         logits, tokens = self._run(packed)
         return highest(logits) if tokens is None else tokens.clone()
 

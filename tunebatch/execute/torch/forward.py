@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor, nn
 
@@ -13,6 +13,19 @@ from tunebatch.execute.torch.torch_compile import compiled_forward
 
 # (input ids [tokens], places of the sampled ones [sampled], the step) -> logits [sampled, vocabulary]
 Forward = Callable[[Tensor, Tensor, StepContext], Tensor]
+
+
+class FindsHighest(Protocol):
+    """A forward that finds the most probable tokens without their logits."""
+
+    def highest(self, input_ids: Tensor, sampled_at: Tensor, step: StepContext) -> Tensor:
+        """The most probable token ``[sampled]`` of each sampled row, of equals the first."""
+        ...
+
+
+def finds_highest(forward: object) -> TypeGuard[FindsHighest]:
+    """Whether a forward is one of those."""
+    return hasattr(forward, "highest")
 
 
 def transformers_forward(

@@ -64,6 +64,14 @@ class CompiledDecoder:
     @torch.inference_mode()
     def __call__(self, input_ids: Tensor, sampled_at: Tensor, step: StepContext) -> Tensor:
         """Logits ``[sampled, vocabulary]`` of the tokens at ``sampled_at`` of a packed step ``[tokens]``."""
+        return self._head(self._last_hidden(input_ids, sampled_at, step))
+
+    @torch.inference_mode()
+    def highest(self, input_ids: Tensor, sampled_at: Tensor, step: StepContext) -> Tensor:
+        """See `forward.FindsHighest`."""
+        return self._head.highest(self._last_hidden(input_ids, sampled_at, step))
+
+    def _last_hidden(self, input_ids: Tensor, sampled_at: Tensor, step: StepContext) -> Tensor:
         hidden = F.embedding(input_ids, self._embedding)
         normed = torch.empty_like(hidden)
         num_tokens = hidden.shape[0]
@@ -84,7 +92,7 @@ class CompiledDecoder:
             hidden, delta = hidden[sampled_at], None if delta is None else delta[sampled_at]
         normed = torch.empty_like(hidden)
         add_rms_norm(hidden, delta, self._norm, self._eps, normed)
-        return self._head(normed)
+        return normed
 
     def _layer(self, layer: Any, cos: Tensor, sin: Tensor, copy: bool) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
