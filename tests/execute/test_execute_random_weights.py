@@ -163,6 +163,19 @@ def test_with_no_draft_accepted_tokens_are_the_models_own(pair: TorchExecutor) -
         assert served.output == generate(pair, request.prompt, request.max_tokens)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_draft_that_is_refused_by_luck_alone_may_be_what_the_target_says(rate: float) -> None:
+    """A draft model that is the target's twin: what was drawn as rejected comes true nevertheless."""
+    twins = load_executor(
+        TARGET, device="cpu", backend="reference", block_size=BLOCK_SIZE, num_blocks=256, max_slots=8
+    )
+    load_draft(twins, TARGET, dtype="float32", backend="reference")
+    traffic, run = drafted(twins, "continuous+draft", rate)
+    assert sum(one.num_accepted for one in run.requests) < sum(one.num_drafted for one in run.requests)
+    for request, served in zip(traffic, run.requests, strict=True):
+        assert served.output == generate(twins, request.prompt, request.max_tokens)
+
+
 def test_what_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "random_network", lambda *_: pytest.fail("it was made"))
     monkeypatch.setattr(load, "room_bytes", lambda device, utilization: 2**30)

@@ -86,9 +86,10 @@ class DraftModel:
         num_tokens = len(sequence.request.prompt) + len(sequence.output)
         computed = self._computed[slot]
         tokens = sequence.token_ids(computed, num_tokens - computed)
-        # Its own drafts are computed already, as far as they came true.
+        # Its own drafts are computed already, as far as they came true. Never the last token, whose logits
+        # give the first draft: where acceptance is drawn, a draft that was rejected may come true as well.
         true = 0
-        for draft, token in zip(self._ahead[slot], tokens, strict=False):
+        for draft, token in zip(self._ahead[slot], tokens[:-1], strict=False):
             if draft != token:
                 break
             true += 1
