@@ -154,8 +154,7 @@ class Changing:
 @pytest.mark.parametrize(
     ("drafter", "num_drafts"),
     [
-        *((drafter, count) for drafter in ("ngram", "skewed") for count in (1, 2, 3, 4, 5)),
-        ("model", 3),
+        *((drafter, count) for drafter in ("ngram", "skewed", "model") for count in (1, 2, 3, 4, 5)),
         ("model", 0),
     ],
 )

@@ -49,6 +49,25 @@ def test_what_top_k_and_top_p_leave_out_is_never_drawn(one: Sampling, position: 
     assert sample(logits, [(0, one, position)]).item() in allowed
 
 
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p", "num_left"),
+    [(1.0, 0, 1.0, 7), (0.6, 0, 1.0, 7), (1.5, 4, 1.0, 4), (1.0, 0, 0.8, 4), (0.8, 5, 0.9, 4)],
+)
+def test_tokens_are_drawn_as_often_as_they_are_probable(
+    temperature: float, top_k: int, top_p: float, num_left: int
+) -> None:
+    """Many draws from one row: that the draws with drafts are those without says nothing of these."""
+    count = 40_000
+    probabilities = np.array([0.3, 0.22, 0.18, 0.13, 0.09, 0.05, 0.03])
+    chosen = [Sampling(temperature, top_p, top_k, seed=seed) for seed in range(count)]
+    logits = torch.tensor(probabilities).log().float().expand(count, -1)
+    drawn = sample(logits, [(row, one, 5) for row, one in enumerate(chosen)])
+    left = probabilities[:num_left] ** (1 / temperature)
+    found = np.bincount(drawn.numpy(), minlength=7)
+    assert not found[num_left:].any()
+    assert stats.chisquare(found[:num_left], count * left / left.sum()).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("axis", ["seeds", "positions", "tokens"])
 def test_noise_is_exponential_and_independent_along(axis: str) -> None:
     count = 1 << 14
