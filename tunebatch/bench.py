@@ -14,9 +14,8 @@ from tunebatch.engine.clock import Clock, ReplayClock, VirtualClock
 from tunebatch.engine.engine import RequestSource
 from tunebatch.engine.limits import LatencyLimits
 from tunebatch.engine.plan import Executor
-from tunebatch.engine.queues import why_never_fits
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord
-from tunebatch.engine.request import Request
+from tunebatch.engine.request import Request, why_never_fits
 from tunebatch.engine.speculation.acceptance import SyntheticAcceptance
 from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.conditions import conditions

@@ -120,7 +120,7 @@ class Session:
 
     def _check_fits(self, workload: Workload) -> None:
         """Refuses requests that the KV cache could not hold even alone, before anything is measured."""
-        from tunebatch.engine.queues import why_never_fits
+        from tunebatch.engine.request import why_never_fits
 
         executor = self.executor
         longest = max(workload.patterns, key=lambda request: len(request.prompt) + request.max_tokens)
