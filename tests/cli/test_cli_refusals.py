@@ -37,6 +37,10 @@ CASES = {
     "metric": (["run", "--slo", "p90_tftt<=1s"], ["unknown SLO 'p90_tftt'", "p90_ttft"]),
     "unit": (["run", "--slo", "p90_ttft<=500mz"], ["unknown unit 'mz'", "500ms"]),
     "SLO form": (["run", "--slo", "p90_ttft=500ms"], ["has no '<='"]),
+    "limit given twice": (
+        ["run", "--slo", "p99_ttft<=2s", "--slo", "P99_TTFT <= 1s"],
+        ["error: --slo P99_TTFT <= 1s: SLO p99_ttft is given twice; keep one of 2s and 1s"],
+    ),
     "time": (["sweep", "--time", "3q"], ["unknown unit 'q'"]),
     "trials": (["sweep", "--trials", "0"], ["--trials 0: impossible", "nearest valid value is 1"]),
     "seed": (
@@ -111,6 +115,17 @@ def test_traffic_without_a_rhythm_is_known_before_a_model_is_loaded(
     spec = workload_spec(load_profile("mine.toml", {}, {}))
     rhythm = build(spec, RandomPrompts(99), 2048).unit_arrivals_s is not None
     assert rhythm == (arrivals == "bursts") == (done.code == 0) == (fake_model != [])
+
+
+def test_a_limit_given_twice_in_a_profile_names_the_file(tunebatch: Any, fake_model: list[str]) -> None:
+    Path("mine.toml").write_text('[slo]\np99_ttft = "2s"\nP99_TTFT = "1s"\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    assert done.code == 2 and fake_model == []
+    told = "error: mine.toml: [slo] P99_TTFT = '1s': SLO p99_ttft is given twice; keep one of 2s and 1s"
+    assert done.err == f"{told}\n"
+    Path("mine.toml").write_text('[slo]\np99_ttft = "2s"\np99_ttft = "1s"\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    assert done.code == 2 and "error: mine.toml: not valid TOML:" in done.err and "line 3" in done.err
 
 
 def test_a_delay_may_have_a_unit(tunebatch: Any) -> None:
