@@ -61,6 +61,10 @@ CASES = {
     "rate": (["run", "--rate", "-1"], ["--rate -1", "above 0"]),
     "clock": (["run", "--clock", "sundial"], ["unknown clock 'sundial'"]),
     "baseline": (["sweep", "--baseline", "grid"], ["did you mean 'random'"]),
+    "baseline of the same kind": (
+        ["sweep", "--baseline", "random", "--sampler", "random"],
+        ["error: --baseline random: --sampler random would be compared with itself", "auto, gp, tpe"],
+    ),
     "resume": (["sweep", "--resume", "nowhere"], ["no sweep was begun there"]),
     "option": (["run", "--no-such"], ["--no-such"]),
     "start rate": (
@@ -80,6 +84,7 @@ CASES = {
     "no draft model": (["run", "mixed+draft", "-m", "./mine"], ["tokenizer of ./mine", "with +ngram"]),
     "no folder": (["compare", "-o", "/dev/null/there"], ["--out /dev/null/there: not a directory"]),
 }
+MINE = "[workload]\nprompt_tokens = 9\noutput_tokens = 4\nrequests = 100\n"
 OF_THE_LOADER = {"model", "GPU"}  # which it refuses before it reads weights
 
 
@@ -115,6 +120,19 @@ def test_traffic_without_a_rhythm_is_known_before_a_model_is_loaded(
     spec = workload_spec(load_profile("mine.toml", {}, {}))
     rhythm = build(spec, RandomPrompts(99), 2048).unit_arrivals_s is not None
     assert rhythm == (arrivals == "bursts") == (done.code == 0) == (fake_model != [])
+
+
+def test_a_random_search_of_the_profile_is_no_baseline_for_itself(
+    tunebatch: Any, fake_model: list[str]
+) -> None:
+    Path("mine.toml").write_text(f"{MINE}[search]\nsampler = 'random'\ntrials = 1\n[slo]\np90_ttft = '1s'\n")
+    call = ["sweep", "-p", "mine.toml", "--baseline", "random"]
+    for more in ([], ["--dry-run"]):
+        done = tunebatch(*call, *more)
+        assert done.code == 2 and fake_model == []
+        (line,) = done.err.splitlines()
+        assert line.startswith("error: --baseline random: mine.toml: [search] sampler = 'random' would be")
+    assert tunebatch(*call, "--sampler", "tpe", "--dry-run").code == 0
 
 
 def test_a_limit_given_twice_in_a_profile_names_the_file(tunebatch: Any, fake_model: list[str]) -> None:
