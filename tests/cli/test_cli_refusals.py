@@ -243,4 +243,5 @@ def test_a_burstiness_without_gaps_is_refused_before_loading(tunebatch: Any, fak
 
 def test_a_rate_at_which_nothing_ever_arrives(tunebatch: Any) -> None:
     done = tunebatch("run", "--rate", "1e-310")
-    assert done.code == 2 and "would arrive at inf s, which is no time; use a higher rate" in done.err
+    assert done.code == 2 and "at 1e-310 requests/s: request " in done.err
+    assert "would arrive at inf s, which is no time; use a higher rate" in done.err
