@@ -119,16 +119,7 @@ def measure(
     return RunResult(
         strategy=strategy.name,
         knobs=dict(strategy.shown_knobs),
-        workload={
-            "description": workload.description,
-            "fingerprint": workload.fingerprint(),
-            "likeness": likeness(workload.requests),
-            "num_requests": len(workload.requests),
-            "mean_output_tokens": mean(request.max_tokens for request in workload.requests),
-            "rate_per_s": workload.rate_per_s,
-            "seed": workload.seed,
-            "notes": list(workload.notes),
-        },
+        workload=_facts_of(workload),
         model=dict(model or {}),
         environment=facts,
         slo=list(slo.texts()) if slo is not None else [],
@@ -139,6 +130,20 @@ def measure(
         telemetry=telemetry(record, metrics, instruments, cpu.use, gpu.use) if is_real else None,
         record=record,
     )
+
+
+def _facts_of(workload: Workload) -> dict[str, Any]:
+    """What the result file tells of the traffic."""
+    return {
+        "description": workload.description,
+        "fingerprint": workload.fingerprint(),
+        "likeness": likeness(workload.requests),
+        "num_requests": len(workload.requests),
+        "mean_output_tokens": mean(request.max_tokens for request in workload.requests),
+        "rate_per_s": workload.rate_per_s,
+        "seed": workload.seed,
+        "notes": list(workload.notes),
+    }
 
 
 def latency_limits(slo: Slo | None) -> LatencyLimits:
