@@ -14,9 +14,8 @@ from tunebatch.engine.clock import Clock, ReplayClock, VirtualClock
 from tunebatch.engine.engine import RequestSource
 from tunebatch.engine.limits import LatencyLimits
 from tunebatch.engine.plan import Executor
-from tunebatch.engine.queues import why_never_fits
 from tunebatch.engine.records import EndReason, RequestRecord, RunRecord
-from tunebatch.engine.request import Request
+from tunebatch.engine.request import Request, why_never_fits
 from tunebatch.engine.speculation.acceptance import SyntheticAcceptance
 from tunebatch.engine.strategies import Strategy
 from tunebatch.measure.conditions import conditions
@@ -120,16 +119,7 @@ def measure(
     return RunResult(
         strategy=strategy.name,
         knobs=dict(strategy.shown_knobs),
-        workload={
-            "description": workload.description,
-            "fingerprint": workload.fingerprint(),
-            "likeness": likeness(workload.requests),
-            "num_requests": len(workload.requests),
-            "mean_output_tokens": mean(request.max_tokens for request in workload.requests),
-            "rate_per_s": workload.rate_per_s,
-            "seed": workload.seed,
-            "notes": list(workload.notes),
-        },
+        workload=_facts_of(workload),
         model=dict(model or {}),
         environment=facts,
         slo=list(slo.texts()) if slo is not None else [],
@@ -140,6 +130,20 @@ def measure(
         telemetry=telemetry(record, metrics, instruments, cpu.use, gpu.use) if is_real else None,
         record=record,
     )
+
+
+def _facts_of(workload: Workload) -> dict[str, Any]:
+    """What the result file tells of the traffic."""
+    return {
+        "description": workload.description,
+        "fingerprint": workload.fingerprint(),
+        "likeness": likeness(workload.requests),
+        "num_requests": len(workload.requests),
+        "mean_output_tokens": mean(request.max_tokens for request in workload.requests),
+        "rate_per_s": workload.rate_per_s,
+        "seed": workload.seed,
+        "notes": list(workload.notes),
+    }
 
 
 def latency_limits(slo: Slo | None) -> LatencyLimits:

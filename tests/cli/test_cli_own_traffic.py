@@ -15,6 +15,46 @@ LENGTHS = "prompt_tokens = 20\noutput_tokens = 8\nrequests = 80\n"
 SLO = '[slo]\np90_ttft = "1s"\n'
 
 
+def refusal(tunebatch: Any, *call: str) -> str:
+    done = tunebatch(*call)
+    assert done.code == 2, done
+    (line,) = done.err.splitlines()
+    return str(line)
+
+
+def test_what_does_not_go_together_is_told_with_the_file_in_the_words_of_the_profile(
+    tunebatch: Any, fake_model: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ["run", "-p", written('[workload]\narrivals = "burst"\n')]
+    assert refusal(tunebatch, *call).startswith(
+        "error: mine.toml: [workload] needs prompt_tokens and output_tokens, for example 'uniform:16-256'"
+    )
+    written('[workload]\nname = "quickstart"\nprefixes = 3\n')
+    told = "mine.toml: [workload] prefixes and prefix_skew are of no use without prefix_tokens"
+    assert refusal(tunebatch, *call) == f"error: {told}"
+    monkeypatch.setenv("TUNEBATCH_WORKLOAD_ARRIVALS", "closed")
+    written(f"[workload]\n{LENGTHS}")
+    told = "environment TUNEBATCH_WORKLOAD_ARRIVALS, mine.toml: [workload] a closed loop needs concurrency"
+    assert refusal(tunebatch, *call) == f"error: {told}, for example 16"
+    assert fake_model == []
+
+
+def test_traffic_without_a_rhythm_is_named_with_the_file_that_describes_it(
+    tunebatch: Any, fake_model: list[str]
+) -> None:
+    mine = written(f'[workload]\narrivals = "closed"\nconcurrency = 3\n{LENGTHS}{SLO}')
+    told = "--rate 3: the requests of custom (mine.toml) come in a closed loop; leave it out"
+    assert refusal(tunebatch, "run", "-p", mine, "--rate", "3").startswith(f"error: {told}")
+    told = "workload custom (mine.toml) has no arrivals to scale, so no capacity"
+    assert refusal(tunebatch, "sweep", "-p", mine).startswith(f"error: {told}")
+    mine = written(f"[workload]\nrate_per_s = 1e9\n{LENGTHS}{SLO}")
+    told = "mine.toml: [workload] rate_per_s = 1000000000.0: requests have to arrive for"
+    assert refusal(tunebatch, "sweep", "-p", mine).startswith(f"error: {told}")
+    assert refusal(tunebatch, "run", "-w", "offline", "--rate", "3").startswith(
+        "error: --rate 3: the requests of offline come all at once"
+    )
+
+
 def written(text: str) -> str:
     Path("mine.toml").write_text(text)
     return "mine.toml"

@@ -37,6 +37,10 @@ CASES = {
     "metric": (["run", "--slo", "p90_tftt<=1s"], ["unknown SLO 'p90_tftt'", "p90_ttft"]),
     "unit": (["run", "--slo", "p90_ttft<=500mz"], ["unknown unit 'mz'", "500ms"]),
     "SLO form": (["run", "--slo", "p90_ttft=500ms"], ["has no '<='"]),
+    "limit given twice": (
+        ["run", "--slo", "p99_ttft<=2s", "--slo", "P99_TTFT <= 1s"],
+        ["error: --slo P99_TTFT <= 1s: SLO p99_ttft is given twice; keep one of 2s and 1s"],
+    ),
     "time": (["sweep", "--time", "3q"], ["unknown unit 'q'"]),
     "trials": (["sweep", "--trials", "0"], ["--trials 0: impossible", "nearest valid value is 1"]),
     "seed": (
@@ -57,6 +61,10 @@ CASES = {
     "rate": (["run", "--rate", "-1"], ["--rate -1", "above 0"]),
     "clock": (["run", "--clock", "sundial"], ["unknown clock 'sundial'"]),
     "baseline": (["sweep", "--baseline", "grid"], ["did you mean 'random'"]),
+    "baseline of the same kind": (
+        ["sweep", "--baseline", "random", "--sampler", "random"],
+        ["error: --baseline random: --sampler random would be compared with itself", "auto, gp, tpe"],
+    ),
     "resume": (["sweep", "--resume", "nowhere"], ["no sweep was begun there"]),
     "option": (["run", "--no-such"], ["--no-such"]),
     "start rate": (
@@ -76,6 +84,7 @@ CASES = {
     "no draft model": (["run", "mixed+draft", "-m", "./mine"], ["tokenizer of ./mine", "with +ngram"]),
     "no folder": (["compare", "-o", "/dev/null/there"], ["--out /dev/null/there: not a directory"]),
 }
+MINE = "[workload]\nprompt_tokens = 9\noutput_tokens = 4\nrequests = 100\n"
 OF_THE_LOADER = {"model", "GPU"}  # which it refuses before it reads weights
 
 
@@ -111,6 +120,30 @@ def test_traffic_without_a_rhythm_is_known_before_a_model_is_loaded(
     spec = workload_spec(load_profile("mine.toml", {}, {}))
     rhythm = build(spec, RandomPrompts(99), 2048).unit_arrivals_s is not None
     assert rhythm == (arrivals == "bursts") == (done.code == 0) == (fake_model != [])
+
+
+def test_a_random_search_of_the_profile_is_no_baseline_for_itself(
+    tunebatch: Any, fake_model: list[str]
+) -> None:
+    Path("mine.toml").write_text(f"{MINE}[search]\nsampler = 'random'\ntrials = 1\n[slo]\np90_ttft = '1s'\n")
+    call = ["sweep", "-p", "mine.toml", "--baseline", "random"]
+    for more in ([], ["--dry-run"]):
+        done = tunebatch(*call, *more)
+        assert done.code == 2 and fake_model == []
+        (line,) = done.err.splitlines()
+        assert line.startswith("error: --baseline random: mine.toml: [search] sampler = 'random' would be")
+    assert tunebatch(*call, "--sampler", "tpe", "--dry-run").code == 0
+
+
+def test_a_limit_given_twice_in_a_profile_names_the_file(tunebatch: Any, fake_model: list[str]) -> None:
+    Path("mine.toml").write_text('[slo]\np99_ttft = "2s"\nP99_TTFT = "1s"\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    assert done.code == 2 and fake_model == []
+    told = "error: mine.toml: [slo] P99_TTFT = '1s': SLO p99_ttft is given twice; keep one of 2s and 1s"
+    assert done.err == f"{told}\n"
+    Path("mine.toml").write_text('[slo]\np99_ttft = "2s"\np99_ttft = "1s"\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    assert done.code == 2 and "error: mine.toml: not valid TOML:" in done.err and "line 3" in done.err
 
 
 def test_a_delay_may_have_a_unit(tunebatch: Any) -> None:
@@ -210,4 +243,5 @@ def test_a_burstiness_without_gaps_is_refused_before_loading(tunebatch: Any, fak
 
 def test_a_rate_at_which_nothing_ever_arrives(tunebatch: Any) -> None:
     done = tunebatch("run", "--rate", "1e-310")
-    assert done.code == 2 and "would arrive at inf s, which is no time; use a higher rate" in done.err
+    assert done.code == 2 and "at 1e-310 requests/s: request " in done.err
+    assert "would arrive at inf s, which is no time; use a higher rate" in done.err

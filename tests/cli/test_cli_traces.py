@@ -63,7 +63,7 @@ def test_a_trace_that_is_too_short_for_the_slo_is_refused_before_measuring(
     done = tunebatch("sweep", "-w", "jsonl", "--trace-file", "short.jsonl", *SLO)
     assert done.code == 2 and fake_model == []
     assert "needs at least 735 requests to be told (of which the first 10 % are warm-up)" in done.err
-    assert "short gives 100; use a longer trace or a lower percentile" in done.err
+    assert "short.jsonl gives 100; use a longer trace or a lower percentile" in done.err
 
 
 def test_a_broken_trace_is_told_before_the_model_is_loaded(tunebatch: Any, fake_model: list[str]) -> None:
@@ -131,9 +131,43 @@ def test_another_format_than_the_workload_is_refused(tunebatch: Any, trace: str)
         f'[workload]\nname = "azure"\ntrace_file = "{trace}"\ntrace_format = "jsonl"\n'
     )
     done = tunebatch("run", "-p", "mine.toml")
-    assert done.code == 2 and "both name = 'azure' and trace_format = 'jsonl'" in done.err
+    assert done.code == 2
+    told = "mine.toml: [workload] name = 'azure': is another format than mine.toml: [workload] trace_format"
+    assert f"error: {told} = 'jsonl'; leave out one of them" in done.err
     done = tunebatch("run", "-w", "chat", "--trace-file", trace)
     assert done.code == 2 and "name the trace's format: azure, burstgpt" in done.err
+    assert f"error: --workload chat: its requests are not those of --trace-file {trace};" in done.err
+    Path("mine.toml").write_text(f'[workload]\nname = "chat"\ntrace_file = "{trace}"\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    told = "mine.toml: [workload] name = 'chat': its requests are not those of mine.toml: [workload]"
+    assert done.code == 2 and f"error: {told} trace_file = 'trace.csv'; leave out one" in done.err
+
+
+def test_a_format_that_is_none_is_told_with_the_profile_and_the_nearest(tunebatch: Any, trace: str) -> None:
+    Path("mine.toml").write_text(f'[workload]\ntrace_file = "{trace}"\ntrace_format = "azur"\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    told = "mine.toml: [workload] trace_format = 'azur': unknown format; did you mean 'azure'? (one of azure,"
+    assert done.code == 2 and f"error: {told}" in done.err
+    Path("mine.toml").write_text('[workload]\nname = "azure"\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    told = "mine.toml: [workload] name = 'azure': azure is a format of traces: give its file"
+    assert done.code == 2 and f"error: {told}" in done.err
+
+
+def test_a_prompt_that_may_not_be_clipped_is_told_with_profile_trace_and_line(
+    tunebatch: Any, trace: str
+) -> None:
+    Path("mine.toml").write_text(f'[workload]\ntrace_file = "{trace}"\nclip = false\n')
+    done = tunebatch("run", "-p", "mine.toml", "-n", "20")
+    told = "mine.toml: [workload] trace.csv, line 2: 3000 prompt + 8 output tokens exceed the context of 2048"
+    assert done.code == 2 and f"error: {told}; expected at most that, or clip = true" in done.err
+
+
+def test_a_slice_behind_the_end_is_told_with_the_last_that_is_not(tunebatch: Any, trace: str) -> None:
+    Path("mine.toml").write_text(f'[workload]\ntrace_file = "{trace}"\ntrace_start = 1000\n')
+    done = tunebatch("run", "-p", "mine.toml")
+    assert done.code == 2
+    assert "error: trace.csv: no request after the first 1000; expected to skip 999 at most" in done.err
 
 
 def test_clients_that_hang_up_are_told_and_end_no_sweep(tunebatch: Any) -> None:

@@ -130,7 +130,7 @@ def test_idle_blocks_are_not_used_and_hits_not_free(kit: SimpleNamespace) -> Non
     assert queues.admit(0.0)
     first = queues.running[0]
     first.num_computed = 9
-    queues.cache_blocks(first)
+    queues.prefixes.extend(first)
     assert (queues.kv.num_used, queues.kv.num_free) == (3, 1)
     queues.add(asks(1, (*SYSTEM, 2), 1), 0.0)
     assert queues.num_to_compute(queues.waiting[1]) == 1
@@ -176,7 +176,7 @@ def test_what_differs_soon_does_not_wait(kit: SimpleNamespace) -> None:
     engine = kit.engine(Continuous(), [*requests, asks(2, requests[0].prompt, 1, 50.0)], prefix_caching=True)
     run = engine.run()
     # Both compute sixteen tokens, four blocks each, of which the first is kept once.
-    assert cached(run) == [0, 0, 8] and len(engine.queues.prefixes) == 7
+    assert cached(run) == [0, 0, 8] and len(engine.queues.prefixes.cache) == 7
     assert max(run.steps.blocks_used) == 8
 
 

@@ -172,7 +172,7 @@ def check_random_work(
     limit = 40 * sum(len(request.prompt) + request.max_tokens + 3 for request in requests)
     while engine.step():
         engine.queues.check_integrity()
-        assert len(engine.queues.running) <= min(max_slots, engine.queues.num_held)
+        assert len(engine.queues.running) <= min(max_slots, engine.queues.slots.num_taken)
         boundaries.append(clock.now())
         assert boundaries[-1] >= boundaries[-2], "time went backwards"
         assert len(boundaries) < limit, "the run does not end"

@@ -306,8 +306,10 @@ def test_slices(tmp_path, skip, limit, kept):
 def test_an_empty_slice_is_an_error(tmp_path):
     with pytest.raises(TraceError, match="no request"):
         read_trace(write(tmp_path / "a.csv", HEADER))
-    with pytest.raises(TraceError, match="no request after the first 5"):
-        read_trace(write(tmp_path / "b.csv", HEADER, ROW), skip=5)
+    with pytest.raises(TraceError, match=r"b\.csv: no request after the first 5; expected to skip 1 at most"):
+        read_trace(write(tmp_path / "b.csv", HEADER, ROW, ROW), skip=5)
+    with pytest.raises(TraceError, match=r"a\.csv: no request; expected a row at least"):
+        read_trace(tmp_path / "a.csv", skip=5)
     for bad in ({"skip": -1}, {"limit": 0}):
         with pytest.raises(ValueError, match="trace slice"):
             read_trace(tmp_path / "b.csv", **bad)
@@ -326,8 +328,11 @@ def test_compressed_files(tmp_path):
 
 def test_a_missing_file_is_an_error_of_the_trace(tmp_path):
     for path in (tmp_path / "none.csv", tmp_path):
-        with pytest.raises(TraceError, match="expected a trace file"):
+        with pytest.raises(TraceError, match=r"expected a trace file$"):
             read_trace(path)
+    write(tmp_path / "nine.csv", HEADER)
+    with pytest.raises(TraceError, match=r"none\.csv: cannot be opened: .* such as .*/nine\.csv$"):
+        read_trace(tmp_path / "none.csv", "azure")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def _measured(
     check_shapes(asked, [one.name for one in chosen])
     check_draft(asked, [one.name for one in chosen])
     spec = checked_spec(asked)
-    refuse_rate(rate, spec)
+    refuse_rate(rate, asked, spec)
     folder = output.results_folder("compare", out)
     output.check_folder(folder)
     traces = _trace_files(trace, [one.name for one in chosen])

@@ -227,11 +227,17 @@ def slo_table(texts: list[str]) -> dict[str, str]:
     """``["p90_ttft<=500ms"]`` as ``{"p90_ttft": "500ms"}``.
 
     Raises:
-        SloError: See ``parse_slo``.
+        CliError: One cannot be understood, or limits what another does.
     """
-    from tunebatch.measure.limits import parse_slo
+    from tunebatch.measure.limits import Limit, Slo, SloError, parse_limit
 
-    parse_slo(texts)
+    read: list[Limit] = []
+    for text in texts:
+        try:
+            read.append(parse_limit(text))
+            Slo(tuple(read))
+        except SloError as error:
+            raise CliError(f"--slo {text}: {error}") from None
     parts = [text.partition("<=") for text in texts]
     return {name.strip().lower(): value.strip() for name, _, value in parts}
 

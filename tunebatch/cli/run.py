@@ -112,7 +112,7 @@ def run(
     check_shapes(asked, [chosen.name])
     check_draft(asked, [chosen.name])
     spec = checked_spec(asked)
-    refuse_rate(rate, spec)
+    refuse_rate(rate, asked, spec)
     folder = output.results_folder("run", out)
     output.check_folder(folder)
     if trace is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunebatch.cli.before_loading import check_draft
 from tunebatch.cli.errors import CliError
-from tunebatch.cli.traffic import has_own_schedule
+from tunebatch.cli.traffic import has_own_schedule, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -94,6 +94,7 @@ class Session:
             from tunebatch.cli.tokenizer import text_to_ids
             from tunebatch.workload.named import scaled_to
             from tunebatch.workload.spec import build
+            from tunebatch.workload.traces import TraceError
 
             context, kv_tokens = (
                 self.executor.max_context,
@@ -110,8 +111,10 @@ class Session:
                     vocab_size=self.executor.vocab_size,
                     tokenize=text_to_ids(self.profile.model.name),
                 )
-            except ValueError as error:
+            except TraceError as error:
                 raise CliError(str(error)) from None
+            except ValueError as error:
+                raise refused(self.profile, error) from None
             self._check_fits(built)
             if len(self._workloads) >= _KEPT_WORKLOADS:
                 del self._workloads[next(iter(self._workloads))]
@@ -120,7 +123,7 @@ class Session:
 
     def _check_fits(self, workload: Workload) -> None:
         """Refuses requests that the KV cache could not hold even alone, before anything is measured."""
-        from tunebatch.engine.queues import why_never_fits
+        from tunebatch.engine.request import why_never_fits
 
         executor = self.executor
         longest = max(workload.patterns, key=lambda request: len(request.prompt) + request.max_tokens)
@@ -308,4 +311,4 @@ def _at(rate: float | None, workload: Workload) -> Workload:
     try:
         return workload.at_rate(rate)
     except ValueError as error:
-        raise CliError(str(error)) from None
+        raise CliError(f"at {rate:g} requests/s: {error}") from None

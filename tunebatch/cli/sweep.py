@@ -173,6 +173,11 @@ def _asked(call: dict[str, Any], resume: Path | None) -> tuple[Profile, dict[str
         call["flags"]["model"]["name"] = asked.model.name
     check_shapes(asked, [*asked.search.strategies, *asked.search.features])
     check_draft(asked, asked.search.strategies, asked.search.features)
+    if call["baseline"] == asked.search.sampler == "random":
+        raise CliError(
+            f"--baseline random: {asked.said('search', 'sampler')} would be compared with itself; leave out "
+            "the baseline, or choose another sampler (one of auto, gp, tpe)"
+        )
     if asked.search.objective == "capacity" and not len(asked.slo):
         raise CliError("a capacity needs an SLO: give --slo 'p90_ttft<=500ms', or --objective throughput")
     return asked, call

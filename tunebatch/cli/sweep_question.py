@@ -28,9 +28,9 @@ def start_rate(asked: Profile, call: dict[str, Any], spec: WorkloadSpec, least_s
     rate = _rate(asked, call)
     drawn = asked.search.objective == "capacity" and spec.trace_file is None
     if rate is not None and drawn and rate * least_s > _MOST_REQUESTS:
-        said = "--start-rate" if call["start_rate"] else "[workload] rate_per_s ="
+        said = f"--start-rate {rate:g}" if call["start_rate"] else asked.said("workload", "rate_per_s")
         raise CliError(
-            f"{said} {rate:g}: requests have to arrive for {least_s:.3g} s, which would be "
+            f"{said}: requests have to arrive for {least_s:.3g} s, which would be "
             f"{rate * least_s:.2g} of them; the highest rate to begin at is {_MOST_REQUESTS / least_s:.3g}"
         )
     return rate
@@ -104,9 +104,9 @@ def checked_spec(asked: Profile, call: dict[str, Any]) -> WorkloadSpec:
 
     at_once, spec = judged_at_once(asked, call), traffic.workload_spec(asked)
     if asked.search.objective == "capacity" and not traffic.has_rhythm(spec):
-        raise _no_rhythm(spec.name)
+        raise _no_rhythm(traffic.called(asked, spec))
     check_samples(asked, spec.num_requests, at_once)
-    check_samples(asked, traffic.num_recorded(asked, spec), at_once, spec.name)
+    check_samples(asked, traffic.num_recorded(asked, spec), at_once, traffic.called(asked, spec))
     return spec
 
 
@@ -124,6 +124,6 @@ def opened(
     session = Session.open(asked, spec, progress=progress)
     workload = session.workload()
     if asked.search.objective == "capacity" and workload.unit_arrivals_s is None:
-        raise _no_rhythm(workload.name)
-    check_samples(asked, len(workload.requests), judged_at_once(asked, call), workload.name)
+        raise _no_rhythm(traffic.called(asked, spec))
+    check_samples(asked, len(workload.requests), judged_at_once(asked, call), traffic.called(asked, spec))
     return session

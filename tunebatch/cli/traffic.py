@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +49,17 @@ def workload_spec(profile: Profile) -> WorkloadSpec:
             f"{profile.said('workload', 'name')}: unknown workload{nearest(name, [*NAMED, *TRACE_FORMATS])}"
         )
     if name in TRACE_FORMATS:
-        _is_format(name, given)
+        _is_format(profile, name, given)
         name = None
+    trace_format = given.get("trace_format")
+    if trace_format is not None and trace_format not in TRACE_FORMATS:
+        said = profile.said("workload", "trace_format")
+        raise CliError(f"{said}: unknown format{nearest(trace_format, TRACE_FORMATS)}")
     if name is not None and "trace_file" in given:
         raise CliError(
-            f"[workload] has both name = {name!r} and a trace_file; leave out one of them, or name the "
-            f"trace's format: {', '.join(TRACE_FORMATS)}"
+            f"{profile.said('workload', 'name')}: its requests are not those of "
+            f"{profile.said('workload', 'trace_file')}; leave out one of them, or name the trace's format: "
+            f"{', '.join(TRACE_FORMATS)}"
         )
     try:
         values = {_RENAMED.get(key, key): _value(profile, key, value) for key, value in given.items()}
@@ -76,7 +82,23 @@ def workload_spec(profile: Profile) -> WorkloadSpec:
     except TraceError as error:
         raise CliError(str(error)) from None
     except ValueError as error:
-        raise CliError(f"{profile.source}: [workload] {error}") from None
+        raise refused(profile, error) from None
+
+
+def refused(profile: Profile, error: ValueError) -> CliError:
+    """What is wrong with a description of traffic, in the words of the profile, after where it was said."""
+    problem = re.sub(r"^workload \S+: ", "", str(error))
+    for key, field in _RENAMED.items():
+        problem = re.sub(rf"\b{field}\b", key, problem)
+    return CliError(f"{_whence(profile, problem)}: [workload] {problem}")
+
+
+def _whence(profile: Profile, problem: str) -> str:
+    """Where the keys come from that a problem names, or without one of these all that were given."""
+    given = profile.workload.given()
+    named = [key for key in given if re.search(rf"\b{key}\b", problem)]
+    places = {profile.origin.get(("workload", key), profile.source) for key in named or given}
+    return ", ".join(sorted(places)) or profile.source
 
 
 def checked_spec(profile: Profile) -> WorkloadSpec:
@@ -107,7 +129,7 @@ def num_recorded(profile: Profile, spec: WorkloadSpec) -> int | None:
         raise CliError(str(error)) from None
 
 
-def refuse_rate(rate: float | None, spec: WorkloadSpec) -> None:
+def refuse_rate(rate: float | None, profile: Profile, spec: WorkloadSpec) -> None:
     """Refuses, before a model is loaded, a rate for traffic that has no rhythm to play at it.
 
     Raises:
@@ -116,9 +138,17 @@ def refuse_rate(rate: float | None, spec: WorkloadSpec) -> None:
     if rate is not None and not has_rhythm(spec):
         how = "in a closed loop" if spec.arrivals == "closed" else "all at once"
         raise CliError(
-            f"--rate {rate:g}: the requests of {spec.name} come {how}; leave it out, or give them an arrival "
-            "process, with [workload] arrivals = 'poisson'"
+            f"--rate {rate:g}: the requests of {called(profile, spec)} come {how}; leave it out, or give "
+            "them an arrival process, with [workload] arrivals = 'poisson'"
         )
+
+
+def called(profile: Profile, spec: WorkloadSpec) -> str:
+    """The traffic as its user knows it: by its trace, the profile that describes it, or its name."""
+    if spec.trace_file is not None:
+        return str(spec.trace_file)
+    changed = profile.workload.given().keys() - {"name", "seed", "requests"}
+    return f"{spec.name} ({_whence(profile, ' '.join(changed))})" if changed else spec.name
 
 
 def has_rhythm(spec: WorkloadSpec) -> bool:
@@ -147,14 +177,13 @@ def needed_requests(profile: Profile, at_once: bool) -> list[tuple[str, int]]:
     ]
 
 
-def _is_format(name: str, given: dict[str, Any]) -> None:
+def _is_format(profile: Profile, name: str, given: dict[str, Any]) -> None:
+    said = profile.said("workload", "name")
     if "trace_file" not in given:
-        raise CliError(f"workload {name} is a format of traces: give its file with --trace-file FILE")
-    other = given.setdefault("trace_format", name)
-    if other != name:
-        raise CliError(
-            f"[workload] has both name = {name!r} and trace_format = {other!r}; leave out one of them"
-        )
+        raise CliError(f"{said}: {name} is a format of traces: give its file with --trace-file FILE")
+    if given.setdefault("trace_format", name) != name:
+        other = profile.said("workload", "trace_format")
+        raise CliError(f"{said}: is another format than {other}; leave out one of them")
 
 
 def _enough(profile: Profile) -> int | None:

@@ -114,7 +114,8 @@ class Commit:
     def _advance_slice(self, piece: Slice) -> None:
         sequence = piece.sequence
         sequence.num_computed = piece.start + piece.num_tokens
-        self._queues.cache_blocks(sequence)
+        if (prefixes := self._queues.prefixes) is not None:
+            prefixes.extend(sequence)
         if not piece.sample:
             return
         if sequence.num_output + 1 == sequence.request.max_tokens:
@@ -181,7 +182,8 @@ class Commit:
         elif sequence.num_output == sequence.request.max_tokens:
             self._queues.finish(sequence, EndReason.LENGTH, now)
         else:
-            self._queues.cache_blocks(sequence)
+            if (prefixes := self._queues.prefixes) is not None:
+                prefixes.extend(sequence)
             self._queues.decodes.join(sequence)
 
     def _note_recomputed(self, piece: Slice, now: float) -> None:

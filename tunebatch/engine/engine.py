@@ -119,7 +119,7 @@ class Engine:
         if self._overlapping is not None:
             self._submit(step, self._overlapping)
             return True
-        self.queues.begin(now)
+        self.queues.slots.begin(now)
         output = self._executor.execute(plan)
         log_plan(self._log, plan, self.queues)
         self._complete(step, output)
@@ -132,7 +132,7 @@ class Engine:
         log_plan(self._log, step.plan, self.queues)
         if (end_s := self._land()) is not None:
             step.start_s = end_s
-        self.queues.begin(step.start_s)
+        self.queues.slots.begin(step.start_s)
         self._commit.advance(step)
         self._in_flight = step
 
@@ -187,11 +187,11 @@ class Engine:
         now = self._clock.now()
         for sequence in [*queues.running.values(), *queues.waiting.values()]:
             queues.finish(sequence, EndReason.UNFINISHED, now)
-        queues.release_held(now)
+        queues.slots.release_held(now)
         return RunRecord(
             requests=queues.records,
             steps=self._log,
-            occupancy=queues.occupancy,
+            occupancy=queues.slots.occupancy,
             num_blocks=queues.kv.num_blocks,
             block_size=queues.kv.block_size,
             stopped_early=self._stopped,

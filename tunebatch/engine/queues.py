@@ -1,7 +1,8 @@
 """Who waits, who runs and who owns which blocks: the mechanics that all policies share.
 
-A policy decides; everything that must be done alike under every policy (allocating blocks,
-preempting, ending a request, accounting for slots) is here, once.
+A policy decides; everything that must be done alike under every policy (admitting, allocating blocks,
+preempting, ending a request) is here, once. Batch slots are counted in `slots`, what prompts share of
+their beginnings is in `prefix_sharing`, who drafts in `speculation.drafting`.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from collections.abc import Callable
 from tunebatch.engine.blocks import BlockPool
 from tunebatch.engine.group import DecodeGroup
 from tunebatch.engine.plan import Slice, StepPlan
-from tunebatch.engine.prefix_cache import CachedBlock, Computing, PrefixCache
+from tunebatch.engine.prefix_sharing import PrefixSharing
 from tunebatch.engine.records import EndReason, RequestRecord
-from tunebatch.engine.request import Request
+from tunebatch.engine.request import Request, why_never_fits
 from tunebatch.engine.sequence import Sequence, Status
+from tunebatch.engine.slots import Slots
+from tunebatch.engine.speculation.drafting import drafted
 from tunebatch.engine.speculation.speculator import Speculator
 
 # Part of the pool that admission leaves free for the sequences that already run, so that a new
 # prompt is not admitted only to be preempted by the next block that they need (vLLM's watermark).
 ADMISSION_WATERMARK = 0.01
-# A request waits for blocks that another prompt is just computing, if there are so many that it shares.
-LEAST_AWAITED_BLOCKS = 2
 
 
 class Queues:
@@ -34,7 +35,7 @@ class Queues:
         block_size: Tokens per block.
         num_slots: Batch slots, the most sequences that may run at once.
         max_context: Most tokens a sequence may have.
-        holds_slots: A finished sequence keeps its slot until `release_held` (static batching).
+        holds_slots: A finished sequence keeps its slot until its batch is over (static batching).
         prefix_caching: Full blocks keep their content, and prompts that begin with it share them.
         speculator: Drafts tokens for sequences that decode.
 
@@ -42,7 +43,8 @@ class Queues:
         waiting: Requests not admitted, oldest first; a preempted one is first.
         running: Admitted sequences in order of admission, the newest last.
         partial: Those of them whose prompt is not wholly computed or planned, in the same order.
-        prefixes: The blocks that prompts to come may share; None without prefix caching.
+        slots: Who has which batch slot.
+        prefixes: What prompts share of their beginnings; None without prefix caching.
         arrivals_open: More arrivals are scheduled.
     """
 
@@ -57,32 +59,21 @@ class Queues:
         speculator: Speculator | None = None,
     ) -> None:
         self.kv = BlockPool(num_blocks, block_size)
-        self.prefixes = PrefixCache(self.kv) if prefix_caching else None
-        self._computing = Computing()
         self.decodes = DecodeGroup(block_size)
+        self.slots = Slots(num_slots, holds_slots)
+        self.prefixes = PrefixSharing(self.kv, self.decodes) if prefix_caching else None
         self.waiting: OrderedDict[int, Sequence] = OrderedDict()
         self.running: OrderedDict[int, Sequence] = OrderedDict()
         self.partial: dict[int, Sequence] = {}
         self.arrivals_open = True
         self.records: list[RequestRecord] = []
         self.decode_end_s: list[float] = []
-        self.occupancy: list[tuple[int, int, float, float, float]] = []
         self.ended: list[Sequence] = []
         self._max_context = max_context
         self._watermark = int(num_blocks * ADMISSION_WATERMARK)
-        self.num_slots = num_slots
-        self._free_slots = list(range(num_slots))
-        self._holds_slots = holds_slots
-        self._held: list[Sequence] = []
-        self._admitted: list[Sequence] = []
         self._cancellations: list[tuple[float, int]] = []
         self._live: dict[int, Sequence] = {}
         self._speculator = speculator
-
-    @property
-    def num_held(self) -> int:
-        """Slots that a sequence occupies or occupied until its batch ends."""
-        return len(self.running) + len(self._held)
 
     @property
     def num_ended(self) -> int:
@@ -161,12 +152,14 @@ class Queues:
         prompts, so this lasts until it has got to where they differ, or has been preempted or cancelled.
         """
         sequence = sequence or self.oldest_waiting
-        if sequence is None or not self._free_slots:
+        if sequence is None or not self.slots.free:
             return False
-        hit = self._hit(sequence)
-        if hit is not None and self._is_computed(sequence, hit):
-            return False
-        shared = [] if hit is None else hit.path()
+        prefixes, hit, shared = self.prefixes, None, []
+        if prefixes is not None:
+            hit = prefixes.hit(sequence)
+            if prefixes.is_awaited(sequence, hit):
+                return False
+            shared = hit.path()
         num_blocks = self.kv.blocks_for(sequence.num_tokens) - len(shared)
         reserve = self._watermark if self.running else 0
         if num_blocks + self.kv.num_idle(shared) + reserve > self.kv.num_free:
@@ -175,15 +168,17 @@ class Queues:
         for block in shared:
             self.kv.share(block)
         sequence.block_table = shared + self.kv.allocate(num_blocks)
-        sequence.cached = hit
         sequence.num_computed = len(shared) * self.kv.block_size
+        if prefixes is not None and hit is not None:
+            prefixes.begin(sequence, hit)
         self._start(sequence, now)
         return True
 
     def num_to_compute(self, sequence: Sequence) -> int:
         """Tokens that a waiting request would have to compute if it were admitted now."""
-        hit = self._hit(sequence)
-        return sequence.num_tokens - (0 if hit is None else hit.depth * self.kv.block_size)
+        if self.prefixes is None:
+            return sequence.num_tokens
+        return sequence.num_tokens - self.prefixes.hit(sequence).depth * self.kv.block_size
 
     def chunk(self, sequence: Sequence, num_tokens: int) -> Slice:
         """Plan the next tokens of a prompt that has begun; the chunk that ends it samples."""
@@ -197,9 +192,10 @@ class Queues:
 
         With a speculator, those that have drafts leave the group for this step and are verified as slices.
         """
-        table_full = self.kv.blocks_for
+        table_full, prefixes = self.kv.blocks_for, self.prefixes
         for sequence in self.decodes.crossing():
-            self.cache_blocks(sequence)
+            if prefixes is not None:
+                prefixes.extend(sequence)
             if sequence.row < 0 or len(sequence.block_table) > table_full(
                 self.decodes.num_computed(sequence)
             ):
@@ -210,20 +206,15 @@ class Queues:
             if sequence.row >= 0:
                 sequence.block_table += self.kv.allocate(1)
                 plan.grown.append(sequence)
-        if self._speculator is not None and self.decodes:
-            self._draft(plan, self._speculator)
+        if (speculator := self._speculator) is not None and self.decodes:
+            for sequence, drafts in drafted(plan, self.decodes, self.kv, speculator):
+                self._leave_decodes(sequence)
+                plan.slices.append(speculator.verification(sequence, drafts))
         # A later preemption may have hit a sequence that had just grown, and drafts are no decodes.
         plan.grown = list(dict.fromkeys(sequence for sequence in plan.grown if sequence.row >= 0))
         if self.decodes:
             plan.decodes = self.decodes
         return plan
-
-    def release_held(self, now: float) -> None:
-        """The batch is over: free the slots that its finished sequences kept."""
-        for sequence in self._held:
-            heapq.heappush(self._free_slots, sequence.slot)
-            self._leave_slot(sequence, sequence.record.end_s, now)
-        self._held.clear()
 
     def sort_waiting(self, key: Callable[[Sequence], tuple[int, ...]]) -> None:
         """Reorder the queue; for offline work, where no order was promised."""
@@ -238,17 +229,9 @@ class Queues:
         It will preempt, which takes sequences whose every token is known, as they are computed again. Or a
         batch is over and its slots are released, which is when their last sequences have ended.
         """
-        if self._holds_slots and not self.running:
+        if self.slots.holds and not self.running:
             return True
         return len(self.decodes.crossing()) > self.kv.num_free
-
-    def begin(self, start_s: float) -> None:
-        """The step that was planned last begins; those that it admits hold their slots from now on."""
-        for sequence in self._admitted:
-            sequence.slot_since_s = start_s
-            if sequence.record.first_scheduled_s is None:
-                sequence.record.first_scheduled_s = start_s
-        self._admitted.clear()
 
     def retire(self, sequence: Sequence) -> None:
         """Take a running sequence out of the batch for good; its blocks return, and its slot if none is held.
@@ -258,10 +241,7 @@ class Queues:
         have written since or what was full before. The slot's stay is noted when the request ends.
         """
         self._stop_running(sequence)
-        if self._holds_slots:
-            self._held.append(sequence)
-        else:
-            heapq.heappush(self._free_slots, sequence.slot)
+        self.slots.retire(sequence)
 
     def finish(self, sequence: Sequence, reason: EndReason, now: float) -> None:
         """End a request in any state; its blocks return in this step, and what is in flight of it is lost."""
@@ -269,40 +249,25 @@ class Queues:
             self.retire(sequence)
         if sequence.slot < 0:
             self.waiting.pop(sequence.id, None)
-        elif not self._holds_slots:
-            self._leave_slot(sequence, now, now)
+        elif not self.slots.holds:
+            self.slots.leave(sequence, now, now)
         self._end(sequence, reason, now)
-
-    def cache_blocks(self, sequence: Sequence) -> None:
-        """Let prompts to come share the blocks that a running sequence has filled."""
-        if self.prefixes is None or sequence.cached is None:
-            return
-        tokens, count = self._filled(sequence)
-        sequence.cached = self.prefixes.extend(sequence.cached, tokens, count, sequence.block_table)
-        if sequence.id in self._computing:
-            if sequence.num_uncomputed:
-                self._computing.announce(sequence.id, sequence.cached, tokens)
-            else:
-                self._computing.forget(sequence.id)
 
     def check_integrity(self) -> None:
         """Assert what must hold between any two steps; for tests."""
         self.kv.check_integrity()
+        self.slots.check_integrity(list(self.running.values()))
         if self.prefixes is not None:
-            self.prefixes.check_integrity()
+            self.prefixes.check_integrity(self.running.values())
         owners: dict[int, int] = {}
         for sequence in self.running.values():
             for block in sequence.block_table:
                 owners[block] = owners.get(block, 0) + 1
-            if sequence.cached is not None:
-                assert sequence.cached.path() == sequence.block_table[: sequence.cached.depth]
         for block in range(self.kv.num_blocks):
             assert self.kv.num_owners(block) == owners.get(block, 0), f"block {block} leaked or stolen"
         for sequence in self.waiting.values():
             assert not sequence.block_table
             assert sequence.num_output == len(sequence.record.token_times_s), "waits for its own token"
-        slots = [s.slot for s in self.running.values()] + [s.slot for s in self._held]
-        assert len(set(slots)) == len(slots) and not set(slots) & set(self._free_slots)
         members = self.decodes.members
         assert [member.row for member in members] == list(range(len(members)))
         assert self.decodes.context_sum == sum(self.decodes.num_computed(m) + 1 for m in members)
@@ -318,34 +283,6 @@ class Queues:
 
     # Inside
 
-    def _draft(self, plan: StepPlan, speculator: Speculator) -> None:
-        """Add verifications of those members that have drafts."""
-        depth = speculator.depth(len(self.decodes))
-        if depth == 0:
-            return
-        members = self.decodes.members
-        wanted = [(member, count) for member in members if (count := self._room(plan, member, depth)) > 0]
-        proposed = speculator.propose(wanted, self.kv.generation)
-        for (sequence, _), drafts in zip(wanted, proposed, strict=True):
-            if drafts:
-                self._leave_decodes(sequence)
-                plan.slices.append(speculator.verification(sequence, tuple(drafts)))
-
-    def _room(self, plan: StepPlan, member: Sequence, depth: int) -> int:
-        """How many drafts a member can use, with blocks for them where no other will soon want these."""
-        computed = self.decodes.num_computed(member)
-        made = computed - member.num_computed
-        count = min(depth, member.request.max_tokens - member.num_output - made - 1)
-        table = member.block_table
-        missing = self.kv.blocks_for(computed + 1 + count) - len(table)
-        if missing <= 0:
-            return count
-        if missing + len(self.decodes) > self.kv.num_free:
-            return len(table) * self.kv.block_size - computed - 1
-        table += self.kv.allocate(missing)
-        plan.grown.append(member)
-        return count
-
     def _leave_decodes(self, sequence: Sequence) -> None:
         """Out of the group, with the tokens that were collected; one in flight does not count."""
         self.decodes.leave(sequence)
@@ -353,41 +290,12 @@ class Queues:
         record.token_times_s += self.decode_end_s[sequence.joined_step : self.decodes.step]
         sequence.num_output = len(record.token_times_s)
 
-    def _hit(self, sequence: Sequence) -> CachedBlock | None:
-        """The end of what is cached of a sequence's tokens; None without prefix caching.
-
-        The last token is never a hit, since what follows it is sampled from its logits. Its whole block is
-        computed again then, in a block of its own: a shared one is never written.
-        """
-        if self.prefixes is None:
-            return None
-        count = (sequence.num_tokens - 1) // self.kv.block_size
-        return self.prefixes.lookup(sequence.block_tokens(count, self.kv.block_size), count)
-
-    def _is_computed(self, sequence: Sequence, hit: CachedBlock) -> bool:
-        """Another prompt computes much of what comes after the hit."""
-        count = (sequence.num_tokens - 1) // self.kv.block_size
-        blocks = sequence.block_tokens(count, self.kv.block_size)
-        return self._computing.num_alike(hit, blocks, count) >= LEAST_AWAITED_BLOCKS
-
-    def _filled(self, sequence: Sequence) -> tuple[list[bytes], int]:
-        """Tokens of a sequence's blocks, and how many of those blocks are computed to their end."""
-        computed = self.decodes.num_computed(sequence) if sequence.row >= 0 else sequence.num_computed
-        count = computed // self.kv.block_size
-        tokens = sequence.block_tokens(count, self.kv.block_size)
-        return tokens, min(count, len(tokens))
-
     def _start(self, sequence: Sequence, now: float) -> None:
         del self.waiting[sequence.id]
         self.running[sequence.id] = sequence
         self.partial[sequence.id] = sequence
-        sequence.slot = heapq.heappop(self._free_slots)
-        sequence.slot_since_s = now
-        self._admitted.append(sequence)
+        self.slots.enter(sequence, now)
         sequence.status = Status.PREFILL
-        if sequence.cached is not None:
-            blocks = sequence.block_tokens(sequence.num_tokens // self.kv.block_size, self.kv.block_size)
-            self._computing.announce(sequence.id, sequence.cached, blocks)
         # What a preempted sequence finds again it had computed itself; that saved nobody anything.
         if not sequence.record.num_preemptions:
             sequence.record.num_cached_tokens = sequence.num_computed
@@ -395,8 +303,7 @@ class Queues:
     def _preempt(self, sequence: Sequence, now: float) -> None:
         """Take everything from a sequence; what it had is computed again when it returns."""
         self._stop_running(sequence)
-        heapq.heappush(self._free_slots, sequence.slot)
-        self._leave_slot(sequence, now, now)
+        self.slots.evict(sequence, now)
         record = sequence.record
         if sequence.num_lost:
             record.recomputed_at_s.append(now)
@@ -412,18 +319,11 @@ class Queues:
         if sequence.row >= 0:
             self._leave_decodes(sequence)
         self.partial.pop(sequence.id, None)
-        self._computing.forget(sequence.id)
-        if self.prefixes is not None and sequence.cached is not None:
-            tokens, count = self._filled(sequence)
-            self.prefixes.settle(sequence.cached, tokens, count, sequence.block_table)
-            sequence.cached = None
+        if self.prefixes is not None:
+            self.prefixes.leave(sequence)
         self.kv.release(sequence.block_table)
         sequence.block_table = []
         del self.running[sequence.id]
-
-    def _leave_slot(self, sequence: Sequence, end_s: float, held_until_s: float) -> None:
-        self.occupancy.append((sequence.slot, sequence.id, sequence.slot_since_s, end_s, held_until_s))
-        sequence.slot = -1
 
     def _end(self, sequence: Sequence, reason: EndReason, now: float) -> None:
         del self._live[sequence.id]
@@ -436,20 +336,3 @@ class Queues:
 
 def _at_most(num_tokens: int, chunk_size: int | None) -> int:
     return num_tokens if chunk_size is None else min(num_tokens, chunk_size)
-
-
-def why_never_fits(request: Request, num_blocks: int, block_size: int, max_context: int) -> str | None:
-    """Say why a request could not be served even alone, or None if it can."""
-    total = len(request.prompt) + request.max_tokens
-    if total > max_context:
-        return (
-            f"request {request.id}: {len(request.prompt)} prompt + {request.max_tokens} output tokens "
-            f"exceed the context of {max_context}"
-        )
-    # The last token is only returned, so its keys and values are never stored.
-    if -(-(total - 1) // block_size) > num_blocks:
-        return (
-            f"request {request.id}: {total} tokens do not fit into a KV cache of "
-            f"{num_blocks} blocks of {block_size}"
-        )
-    return None

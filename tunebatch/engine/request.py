@@ -63,3 +63,20 @@ class Request:
         if self.max_tokens < 1:
             raise ValueError(f"request {self.id}: max_tokens is {self.max_tokens}, must be at least 1")
         object.__setattr__(self, "packed", struct.pack(f"<{len(self.prompt)}I", *self.prompt))
+
+
+def why_never_fits(request: Request, num_blocks: int, block_size: int, max_context: int) -> str | None:
+    """Say why a request could not be served even alone, or None if it can."""
+    total = len(request.prompt) + request.max_tokens
+    if total > max_context:
+        return (
+            f"request {request.id}: {len(request.prompt)} prompt + {request.max_tokens} output tokens "
+            f"exceed the context of {max_context}"
+        )
+    # The last token is only returned, so its keys and values are never stored.
+    if -(-(total - 1) // block_size) > num_blocks:
+        return (
+            f"request {request.id}: {total} tokens do not fit into a KV cache of "
+            f"{num_blocks} blocks of {block_size}"
+        )
+    return None

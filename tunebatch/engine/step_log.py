@@ -14,7 +14,7 @@ def log_plan(log: StepLog, plan: StepPlan, queues: Queues) -> None:
     log.num_decodes.append(num_decodes)
     log.context_sum.append(0 if decodes is None else decodes.context_sum)
     log.slots_active.append(len(slices) + num_decodes)
-    log.slots_held.append(queues.num_held)
+    log.slots_held.append(queues.slots.num_taken)
     log.blocks_used.append(queues.kv.num_used)
     log.num_waiting.append(len(queues.waiting))
     log.num_preempted.append(plan.num_preempted)

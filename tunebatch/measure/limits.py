@@ -53,10 +53,13 @@ class Slo:
     limits: tuple[Limit, ...]
 
     def __post_init__(self) -> None:
-        names = [limit.name for limit in self.limits]
-        for name in names:
-            if names.count(name) > 1:
-                raise SloError(f"SLO {name} is given twice; keep one of them")
+        first: dict[str, Limit] = {}
+        for limit in self.limits:
+            if (other := first.setdefault(limit.name, limit)) is not limit:
+                raise SloError(
+                    f"SLO {limit.name} is given twice; keep one of {format_duration(other.limit_s)} and "
+                    f"{format_duration(limit.limit_s)}"
+                )
 
     def __iter__(self) -> Iterator[Limit]:
         return iter(self.limits)

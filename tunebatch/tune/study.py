@@ -89,10 +89,7 @@ def run_sweep(
         NotEnoughEvidenceError: The workload has too few requests for its SLO.
         DoesNotFitError: A request of the workload can never be served.
     """
-    if max_trials is None and max_time_s is None:
-        raise ValueError("a sweep needs a budget: max_trials or max_time_s")
-    if (max_trials is not None and max_trials < 1) or (max_time_s is not None and not max_time_s > 0.0):
-        raise ValueError("a sweep's budget must be at least one trial and more than 0 seconds")
+    _check_budget(max_trials, max_time_s)
     from tunebatch.tune.journal_file import only_writer  # imports optuna
 
     began = time.monotonic()
@@ -119,15 +116,28 @@ def run_sweep(
         interrupted = False
         try:
             on_paced(sweep.glimpse())
-            sweep.search(began + length * _SEARCH_SHARE / (2.0 if baseline_random else 1.0))
-            if not sweep.search_facts:  # an answer that nothing confirms is better than none
-                sweep.search(settings.end)
-            if baseline_random:
-                sweep.random_baseline(began + length * _SEARCH_SHARE)
+            _search(sweep, began + length * _SEARCH_SHARE, baseline_random)
             _confirm(sweep, confirm_top, confirm_repeats)
         except KeyboardInterrupt:
             interrupted = True
         return _outcome(sweep, interrupted, write_winner)
+
+
+def _check_budget(max_trials: int | None, max_time_s: float | None) -> None:
+    if max_trials is None and max_time_s is None:
+        raise ValueError("a sweep needs a budget: max_trials or max_time_s")
+    if (max_trials is not None and max_trials < 1) or (max_time_s is not None and not max_time_s > 0.0):
+        raise ValueError("a sweep's budget must be at least one trial and more than 0 seconds")
+
+
+def _search(sweep: Sweep, until: float, baseline_random: bool) -> None:
+    """The search, and the random one if it is wanted, in equal shares of the time."""
+    began = sweep.settings.began
+    sweep.search(began + (until - began) / (2.0 if baseline_random else 1.0))
+    if not sweep.search_facts:  # an answer that nothing confirms is better than none
+        sweep.search(sweep.settings.end)
+    if baseline_random:
+        sweep.random_baseline(until)
 
 
 def _confirm(sweep: Sweep, top: int, repeats: int) -> None:

@@ -60,5 +60,5 @@ def run_to_completion(now: float, queues: Queues) -> StepPlan | None:
     """A decode step of what runs; when nothing does any more, the batch is over."""
     if queues.running and (plan := queues.decode(StepPlan(), now)):
         return plan
-    queues.release_held(now)
+    queues.slots.release_held(now)
     return None

@@ -56,7 +56,7 @@ class Static:
         return slices
 
     def _full(self, queues: Queues) -> int:
-        return min(self.max_batch_size, queues.num_slots)
+        return min(self.max_batch_size, queues.slots.count)
 
     def _batch_is_ready(self, now: float, queues: Queues) -> bool:
         # A preempted request has a client in mid-stream; it does not wait for strangers to arrive.

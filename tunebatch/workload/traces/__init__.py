@@ -136,9 +136,10 @@ def read_trace(
     with _readable(path):
         found = list(itertools.islice(rows, skip, None if limit is None else skip + limit))
     if not found:
-        raise TraceError(
-            path, None, f"no request after the first {skip}" if skip else "no request", "a row at least"
-        )
+        count = sum(1 for _ in TRACE_FORMATS[name].read(path, options or ReadOptions())) if skip else 0
+        if count:
+            raise TraceError(path, None, f"no request after the first {skip}", f"to skip {count - 1} at most")
+        raise TraceError(path, None, "no request", "a row at least")
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
 import gzip
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,6 +94,11 @@ def open_bytes(path: Path) -> IO[bytes]:
             raise TraceError(path, None, "is a folder", "a trace file")
         return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
+        beside = [file.name for file in path.parent.glob("*")] if error.errno == errno.ENOENT else []
+        near = difflib.get_close_matches(path.name, beside, 1)
         raise TraceError(
-            path, None, f"cannot be opened: {error.strerror or error}", "a trace file"
+            path,
+            None,
+            f"cannot be opened: {error.strerror or error}",
+            f"a trace file, such as {path.with_name(near[0])}" if near else "a trace file",
         ) from error

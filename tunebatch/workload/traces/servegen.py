@@ -132,15 +132,19 @@ def _histograms(path: Path, key: str) -> dict[float, _Histogram]:
     beside = path.with_name(path.name.removesuffix(_TRACE) + _DATASET)
     if not path.name.endswith(_TRACE) or not beside.is_file():
         raise TraceError(path, None, f"no {beside.name} beside it", f"a client's *{_TRACE} and *{_DATASET}")
+    place = ""
     try:
         windows = json.loads(beside.read_text(encoding="utf-8"))
-        read = {float(start): _histogram(kinds[key]) for start, kinds in windows.items()}
+        read: dict[float, _Histogram] = {}
+        for start, kinds in windows.items():
+            place = f" of window {start!r}"
+            read[float(start)] = _histogram(kinds[key])
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, AttributeError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TraceError(
             beside,
             None,
-            f"no histograms: {said}",
+            f"no histograms{place}: {said}",
             f"{{window start: {{{key!r}: '{{tokens: probability}}'}}}}",
         ) from None
     found = {start: histogram for start, histogram in read.items() if histogram.tokens}
