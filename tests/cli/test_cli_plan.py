@@ -411,6 +411,7 @@ def test_a_batch_for_a_prefix_that_is_shared(tunebatch: Any, planned: Any) -> No
         ),
         (("./nowhere",), "./nowhere: no such folder"),
         (("empty",), "empty: no config.json in this folder"),
+        (("",), "an empty model name; the nearest valid value is 'bundled'"),
         (("broken.json",), "broken.json: not JSON"),
         (("list.json",), "list.json: must be a JSON object"),
         (("t5.json",), "t5: t5 is an encoder-decoder; only decoders can be served"),

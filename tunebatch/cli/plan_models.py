@@ -42,6 +42,8 @@ def model_config(model: str) -> ModelConfig:
     from tunebatch.models.named_shape import named_shape
     from tunebatch.models.shapes import SHAPES
 
+    if not model:
+        raise CliError("an empty model name; the nearest valid value is 'bundled'")
     if model == "bundled":
         from tunebatch.models import bundled_target
 
