@@ -16,9 +16,10 @@ from tunebatch.engine.clock import VirtualClock
 from tunebatch.engine.limits import LatencyLimits
 from tunebatch.engine.plan import StepOutput, StepPlan
 from tunebatch.engine.policies.adaptive import Adaptive
-from tunebatch.engine.policies.base import Learner, StepTaken
+from tunebatch.engine.policies.base import Learner, Policy, StepTaken
 from tunebatch.engine.policies.batch_limit import BatchLimit
 from tunebatch.engine.policies.budget import AutoBudget
+from tunebatch.engine.policies.chunked import Chunked
 from tunebatch.engine.policies.forecast import OutputLengths, PeakForecast
 from tunebatch.engine.policies.mixed import Mixed
 from tunebatch.engine.queues import Queues
@@ -82,7 +83,7 @@ def test_the_policies_that_learn_are_told_of_every_step(kit: SimpleNamespace) ->
     assert [step.num_more_tokens for step in told] == steps.num_prefill_tokens
     assert sorted(ended) == list(range(9))
     learners = {name for name in STRATEGIES if isinstance(strategy(name).make_policy(), Learner)}
-    assert learners == {"mixed", "adaptive"}
+    assert learners == {"chunked", "mixed", "adaptive"}
 
 
 def test_sequences_with_drafts_decode_too(kit: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,17 +385,29 @@ def test_an_answer_that_outlives_its_forecast_is_expected_to_grow_on(kit: Simple
     assert not forecast.fits(second, queues)
 
 
-def tight(kit: SimpleNamespace, policy: Mixed | Adaptive) -> RunRecord:
+def tight(kit: SimpleNamespace, policy: Policy) -> RunRecord:
     """Answers of 60 tokens in a cache of 400, all at once."""
     executor = FormulaExecutor(100)
     return kit.serve(policy, [kit.request(i, 20, 60) for i in range(60)], executor)
 
 
-def test_admission_by_forecast_preempts_nobody_where_mixed_does(kit: SimpleNamespace) -> None:
-    fixed, adaptive = tight(kit, Mixed(32)), tight(kit, Adaptive(4, 32))
+@pytest.mark.parametrize(
+    ("by_prompt", "by_forecast"),
+    [(Mixed(32), Adaptive(4, 32)), (Chunked(32), Chunked(32, forecast_kv=1))],
+    ids=["mixed", "chunked"],
+)
+def test_admission_by_forecast_preempts_nobody_where_admission_by_prompt_does(
+    kit: SimpleNamespace, by_prompt: Policy, by_forecast: Policy
+) -> None:
+    fixed, forecast = tight(kit, by_prompt), tight(kit, by_forecast)
     assert sum(fixed.steps.num_preempted) > 5
-    assert sum(adaptive.steps.num_preempted) == 0
-    assert max(adaptive.steps.num_decodes) == 4, "four of 80 tokens fit, and a fifth would at first"
+    assert sum(forecast.steps.num_preempted) == 0
+    assert max(forecast.steps.num_decodes) == 4, "four of 80 tokens fit, and a fifth would at first"
+
+
+def test_lightllm_admits_by_forecast() -> None:
+    assert dict(strategy("lightllm").knobs)["forecast_kv"] == 1
+    assert "forecast_kv" not in strategy("chunked").label
 
 
 @pytest.mark.parametrize(("prefix_caching", "together"), [(False, 1), (True, 4)])

@@ -11,7 +11,16 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine_scheduler import CASES, LIMITS, SHAPES, TICK, Shape, check_random_work, strategy_of
+from test_engine_scheduler import (
+    CASES,
+    LIMITS,
+    SHAPES,
+    TICK,
+    Shape,
+    check_random_work,
+    forecasts,
+    strategy_of,
+)
 
 from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import VirtualClock
@@ -26,8 +35,10 @@ from tunebatch.measure.metrics import summarize
 # Drafts go on from the last token, so that there is nothing to overlap.
 DRAFTING = [case for case in CASES if "+ngram" in case or "+draft" in case]
 OVERLAPPING = [case for case in CASES if case not in DRAFTING]
-# What these plan hangs on how long the steps took, of which they hear later.
-LEARNING = [case for case in OVERLAPPING if case.endswith("auto") or case.startswith("adaptive")]
+
+
+# What these plan hangs on how the steps went, of which they hear later.
+LEARNING = [case for case in OVERLAPPING if case.endswith("auto") or forecasts(case)]
 
 
 class Told:
@@ -111,7 +122,7 @@ def test_what_is_preempted_is_computed_again_with_all_its_tokens(kit: SimpleName
     engine = engine_for(strategy_of(case, 4, 64, 0, 2), executor, Told(requests), VirtualClock())
     run = engine.run()
     assert [record.output for record in run.requests] == [kit.expected_output(r) for r in requests]
-    assert sum(run.steps.num_preempted) > 0 or case.startswith(("sequential", "adaptive"))
+    assert sum(run.steps.num_preempted) > 0 or case.startswith("sequential") or forecasts(case)
 
 
 @pytest.mark.parametrize("case", DRAFTING)

@@ -58,6 +58,7 @@ FEATURES = ("", "+prefix", "+ngram", "+draft", "+prefix+draft")
 CASES = {
     **{name + features: name + features for name in STRATEGIES for features in FEATURES},
     **{f"mixed{features}, auto": f"mixed{features}" for features in FEATURES},
+    **{f"chunked{features}, forecast": f"chunked{features}" for features in ("", "+prefix+draft")},
 }
 
 
@@ -73,6 +74,7 @@ def knobs_of(
         "chunk_size": 0 if case.endswith("auto") else chunk,
         "max_partial_prefills": partial,
         "sort_by_length": 0,
+        "forecast_kv": int(case.endswith("forecast")),
         "num_drafts": tokens % 5,  # 0: auto
     }
     # A knob that is new has its default.
@@ -243,8 +245,12 @@ def check_occupancy(occupancy: list[tuple[int, int, float, float, float]]) -> No
         assert all(a[2] <= b[0] for a, b in pairwise(stays)), "a slot was held twice"
 
 
-# Adaptive keeps out what would run the cache over.
-PREEMPTING = [case for case in CASES if not case.startswith(("sequential", "adaptive"))]
+def forecasts(case: str) -> bool:
+    """Keeps out what would run the cache over, going by the expected lengths of answers."""
+    return case.endswith("forecast") or case.startswith("adaptive")
+
+
+PREEMPTING = [case for case in CASES if not case.startswith("sequential") and not forecasts(case)]
 
 
 @pytest.mark.parametrize("case", PREEMPTING)

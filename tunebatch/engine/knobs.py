@@ -17,7 +17,8 @@ class Knob:
     Attributes:
         integer: Values are whole numbers.
         unit: What one of it is, for people.
-        offline: A switch, 0 or 1, that only matters where all requests come at once.
+        switch: 0 or 1, by default off. It is searched where all requests come at once, as none matters much
+            elsewhere, and where a range is asked for.
         auto: The policy can find the value itself: ``auto``, which is 0 among numbers.
     """
 
@@ -27,7 +28,7 @@ class Knob:
     default: float
     unit: str
     integer: bool = True
-    offline: bool = False
+    switch: bool = False
     auto: bool = False
 
     def checked(self, value: Any) -> float | int:
@@ -36,7 +37,7 @@ class Knob:
         Raises:
             ValueError: It is impossible; says the nearest possible one.
         """
-        if self.offline:
+        if self.switch:
             if value not in (0, 1):
                 raise ValueError(f"{self.name} = {value!r}: must be 0 or 1 ({self.unit})")
             return int(value)
@@ -61,7 +62,8 @@ class Knob:
 
 MAX_BATCH_SIZE = Knob("max_batch_size", 1, 64, 32, "sequences")
 MAX_BATCHED_TOKENS = Knob("max_batched_tokens", 128, 4096, 2048, "prompt tokens per step")
-SORT_BY_LENGTH = Knob("sort_by_length", 0, 1, 0, "1: batches of alike lengths", offline=True)
+SORT_BY_LENGTH = Knob("sort_by_length", 0, 1, 0, "1: batches of alike lengths", switch=True)
+FORECAST_KV = Knob("forecast_kv", 0, 1, 0, "1: admission by the predicted peak of the KV cache", switch=True)
 MAX_DELAY = Knob("max_delay_s", 0.001, 2.0, 0.05, "seconds", integer=False)
 CHUNK_SIZE = Knob("chunk_size", 32, 8192, 256, "prompt tokens per chunk")
 STEP_TOKENS = Knob("chunk_size", 32, 8192, 512, "tokens per step", auto=True)
@@ -69,3 +71,5 @@ MAX_PARTIAL_PREFILLS = Knob("max_partial_prefills", 1, 8, 2, "prompts")
 MIN_BATCH_SIZE = Knob("min_batch_size", 1, 16, 4, "sequences")
 TARGET = Knob("target", 0.5, 1.0, 0.9, "of the limit on the TPOT", integer=False)
 NUM_DRAFTS = Knob("num_drafts", 1, 8, 0, "draft tokens per sequence and step", auto=True)
+# Not told of where they are off.
+SWITCHES = (SORT_BY_LENGTH.name, FORECAST_KV.name)

@@ -61,9 +61,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "lightllm": Preset(
         "chunked",
-        {"max_batch_size": 1000, "chunk_size": 4096, "max_batched_tokens": 8448},
+        {"max_batch_size": 1000, "chunk_size": 4096, "max_batched_tokens": 8448, "forecast_kv": 1},
         "LightLLM 1.0 (2025), defaults of its server",
-        "LightLLM admits by the predicted peak of the KV cache, as adaptive does; chunked admits when the "
-        "prompt fits",
+        "LightLLM expects answers of the mean length of the last ones, here of those that were longer; where "
+        "the KV cache is full it pauses sequences, here they are computed again",
     ),
 }

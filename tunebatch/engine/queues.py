@@ -115,7 +115,12 @@ class Queues:
     # What policies call
 
     def prefill(
-        self, now: float, limit: int, token_budget: int, chunk_size: int | None = None
+        self,
+        now: float,
+        limit: int,
+        token_budget: int,
+        chunk_size: int | None = None,
+        admit: Callable[[Sequence], bool] | None = None,
     ) -> list[Slice]:
         """Chunks of the prompts that have begun, and of waiting requests, admitted in order.
 
@@ -126,6 +131,7 @@ class Queues:
 
         Args:
             chunk_size: Most tokens of a prompt; by default all of it.
+            admit: Starts a waiting request, or says that it has to wait; by default `admit`.
         """
         slices: list[Slice] = []
         for sequence in list(self.partial.values()):
@@ -135,7 +141,7 @@ class Queues:
         while len(slices) < limit and (oldest := self.oldest_waiting) is not None:
             if slices and _at_most(self.num_to_compute(oldest), chunk_size) > token_budget:
                 break
-            if not self.admit(now):
+            if not (self.admit(now, oldest) if admit is None else admit(oldest)):
                 break
             num_tokens = _at_most(oldest.num_uncomputed, chunk_size)
             slices.append(self.chunk(oldest, num_tokens))

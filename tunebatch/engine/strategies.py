@@ -11,6 +11,7 @@ from typing import Any
 from tunebatch.engine.features import ALIASES, DRAFTERS, FEATURES
 from tunebatch.engine.knobs import (
     CHUNK_SIZE,
+    FORECAST_KV,
     MAX_BATCH_SIZE,
     MAX_BATCHED_TOKENS,
     MAX_DELAY,
@@ -18,6 +19,7 @@ from tunebatch.engine.knobs import (
     MIN_BATCH_SIZE,
     SORT_BY_LENGTH,
     STEP_TOKENS,
+    SWITCHES,
     TARGET,
     Knob,
 )
@@ -59,7 +61,9 @@ STRATEGIES: dict[str, StrategyKind] = {
         Continuous, (MAX_BATCH_SIZE, MAX_BATCHED_TOKENS), "the batch changes every step"
     ),
     "chunked": StrategyKind(
-        Chunked, (MAX_BATCH_SIZE, MAX_BATCHED_TOKENS, CHUNK_SIZE), "prompts in chunks, between decode steps"
+        Chunked,
+        (MAX_BATCH_SIZE, MAX_BATCHED_TOKENS, CHUNK_SIZE, FORECAST_KV),
+        "prompts in chunks, between decode steps",
     ),
     "mixed": StrategyKind(
         Mixed,
@@ -128,11 +132,10 @@ class Strategy:
     def label(self) -> str:
         """``continuous, max_batch_size 32, ...``, without what is switched off; a preset as what it is:
         ``vllm-v0 = continuous, ...``"""
-        off = {SORT_BY_LENGTH.name: 0}
         told = [
             f"{name} {value}" if isinstance(value, str) else f"{name} {value:g}"
             for name, value in self.shown_knobs.items()
-            if off.get(name) != value
+            if value or name not in SWITCHES
         ]
         preset = PRESETS.get(self.policy)
         name = self.name if preset is None else f"{self.name} = {'+'.join([preset.strategy, *self.features])}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tunebatch.engine.knobs import SORT_BY_LENGTH
+from tunebatch.engine.knobs import FORECAST_KV, SORT_BY_LENGTH, SWITCHES
 from tunebatch.measure.limits import MetricName, Slo, StatisticName, parse_slo
 from tunebatch.measure.result import RunResult
 from tunebatch.report.speculation import name_of
@@ -53,7 +53,7 @@ class Row:
 def knobs_text(knobs: Mapping[str, object]) -> str:
     """``max_batch_size 48, max_delay_s 0.05``"""
     return ", ".join(
-        f"{name} {_knob(value)}" for name, value in knobs.items() if name != SORT_BY_LENGTH.name or value
+        f"{name} {_knob(value)}" for name, value in knobs.items() if value or name not in SWITCHES
     )
 
 
@@ -78,6 +78,8 @@ def short_knobs(knobs: Mapping[str, object]) -> str:
             words.append(f"wait {short_duration(value)}")
         elif name == SORT_BY_LENGTH.name:
             words += ["sorted"] if value else []
+        elif name == FORECAST_KV.name:
+            words += ["KV forecast"] if value else []
         else:
             words.append(f"{name} {_knob(value)}")
     return ", ".join(words)

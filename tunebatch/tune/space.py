@@ -228,7 +228,7 @@ def _knobs_of(
     return tuple(
         _ranged(knob, max_slots, ranges)
         for knob in knobs_of(name)
-        if knob not in fixed and (offline or not knob.offline or knob.name in ranges)
+        if knob not in fixed and (offline or not knob.switch or knob.name in ranges)
     )
 
 
@@ -240,7 +240,7 @@ def _ranged(knob: Knob, max_slots: int | None, ranges: Mapping[str, tuple[float,
     if knob.name not in ranges:
         return knob
     low, high = ranges[knob.name]
-    if high == 0 and not knob.auto and knob.integer and not knob.offline:
+    if high == 0 and not knob.auto and knob.integer and not knob.switch:
         return knob  # others of this name are pinned to auto, which it cannot be
     return dataclasses.replace(knob, low=low, high=high, auto=False)
 

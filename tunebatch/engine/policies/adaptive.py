@@ -20,8 +20,7 @@ class Adaptive:
     (`AutoBudget`); how long decodes take, which moves the batch limit (`BatchLimit`); how long answers are,
     which keeps out requests that would run the KV cache over (`PeakForecast`).
 
-    Requests are admitted in the order of `Mixed`, and one that nobody runs beside always is, so that a wrong
-    forecast costs time and nothing else.
+    Requests are admitted in the order of `Mixed`, and one that nobody runs beside always is.
 
     Args:
         min_batch_size: Sequences that may run at any time, however slow the steps.
@@ -57,19 +56,13 @@ class Adaptive:
     def took(self, step: StepTaken) -> None:
         self._budget.took(step)
         self._limit.took(step)
-        for sequence in step.ended:
-            self._forecast.ended(sequence)
+        self._forecast.took(step)
 
     def _admit(self, prompt: Sequence, now: float, queues: Queues) -> bool:
         if len(queues.running) >= self._limit.size:
             self._limit.keeps_out(len(queues.waiting), self._is_urgent(prompt, now))
             return False
-        if not self._forecast.fits(prompt, queues) and queues.running:
-            return False
-        if not queues.admit(now, prompt):
-            return False
-        self._forecast.admitted(prompt, queues)
-        return True
+        return self._forecast.admit(queues, now, prompt)
 
     def _is_urgent(self, prompt: Sequence, now: float) -> bool:
         limit_s = self._ttft_limit_s

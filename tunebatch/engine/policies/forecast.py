@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 
+from tunebatch.engine.policies.base import StepTaken
 from tunebatch.engine.queues import Queues
 from tunebatch.engine.sequence import Sequence
 
@@ -90,6 +91,21 @@ class PeakForecast:
             return False
         self._fitted = (entry, peak)
         return True
+
+    def admit(self, queues: Queues, now: float, candidate: Sequence) -> bool:
+        """Start a waiting request if it fits, or if nobody runs beside it, so that a wrong forecast costs
+        nothing but time."""
+        if not self.fits(candidate, queues) and queues.running:
+            return False
+        if not queues.admit(now, candidate):
+            return False
+        self.admitted(candidate, queues)
+        return True
+
+    def took(self, step: StepTaken) -> None:
+        """Those that ended tell how long answers are."""
+        for sequence in step.ended:
+            self.ended(sequence)
 
     def ended(self, sequence: Sequence) -> None:
         """The sequence has left, and tells how long answers are."""
