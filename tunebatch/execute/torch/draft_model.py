@@ -14,7 +14,7 @@ from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import DRAFT_DTYPE, load_executor
 from tunebatch.execute.torch.model_error import ModelError
 from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
-from tunebatch.execute.torch.slots import Ints
+from tunebatch.execute.torch.staging import Ints
 from tunebatch.models import bundled_draft
 
 # Of new prompts, in one step; who does not fit has no drafts in this step.

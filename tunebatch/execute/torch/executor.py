@@ -20,7 +20,8 @@ from tunebatch.execute.torch.graphs.graphs import Graphs
 from tunebatch.execute.torch.last_tokens import LastTokens, Reading, read, to_device
 from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
 from tunebatch.execute.torch.sampler import highest, sample
-from tunebatch.execute.torch.slots import Ints, Packed, Slots
+from tunebatch.execute.torch.slots import Packed, Slots
+from tunebatch.execute.torch.staging import Ints
 
 
 class TorchExecutor:

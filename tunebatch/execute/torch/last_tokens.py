@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tunebatch.engine.plan import Slice
-from tunebatch.execute.torch.slots import Ints
+from tunebatch.execute.torch.staging import Ints
 
 
 class LastTokens:

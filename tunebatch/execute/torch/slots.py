@@ -6,15 +6,14 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import KvCache, StepContext
 from tunebatch.execute.torch.graphs.buckets import Shape
 from tunebatch.execute.torch.graphs.graphs import Graphs
 from tunebatch.execute.torch.graphs.pad import Step
+from tunebatch.execute.torch.staging import Ints, Staging
 
-Ints = NDArray[np.int64]
 Packed = tuple[Tensor, Tensor, StepContext]
 
 
@@ -32,12 +31,10 @@ class Slots:
     def __init__(self, cache: KvCache, max_slots: int, max_context: int, device: torch.device) -> None:
         self._cache = cache
         self._block_size = cache.block_size
-        self._device = device
         self.tables: Ints = np.zeros((max_slots, -(-max_context // cache.block_size)), np.int64)
         self._taken: list[tuple[list[int], int]] = [([], 0)] * max_slots
         self._counting: Ints = np.arange(max(max_slots, 1024) + 1)
-        self._staging = self._new_staging(1 << 14)
-        self._copied_from = self._new_staging(1 << 14)
+        self._staging = Staging(1 << 14, device)
         self.graphs: Graphs | None = None
 
     def reset(self) -> None:
@@ -151,19 +148,12 @@ class Slots:
         """On the device, in one copy."""
         sizes = [len(part) for part in parts]
         total = sum(sizes)
-        # The last step may be waiting to be copied; by the next, it has been collected.
-        self._staging, self._copied_from = self._copied_from, self._staging
-        if total > len(self._staging):
-            self._staging = self._new_staging(2 * total)
-        np.concatenate(parts, out=self._staging.numpy()[:total])
-        return self._staging[:total].to(self._device, non_blocking=True).split(sizes)
+        np.concatenate(parts, out=self._staging.to_write(total))
+        return self._staging.send(total).split(sizes)
 
     def _up_to(self, count: int) -> Ints:
         """``0, 1, ..., count``."""
         return self._counting[: count + 1]
-
-    def _new_staging(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
 
 
 def _step(parts: SequenceOf[Ints], slices: list[tuple[int, int, int]]) -> Step:
