@@ -141,7 +141,7 @@ class DraftModel:
         """Drafts of sequences of which those that want most come first."""
         depths = [count for _, count in wanted]
         counts: Ints = np.array([len(tokens) for tokens in missing])
-        packed, after = self._slots.pack(
+        packed, beside = self._slots.pack(
             slots=np.array([sequence.slot for sequence, _ in wanted]),
             starts=np.array([self._computed[sequence.slot] for sequence, _ in wanted]),
             counts=counts,
@@ -151,6 +151,7 @@ class DraftModel:
             steps_after=depths[0] - 1,
         )
         first = packed[2]
+        after = beside[-1].view(-1, 3, len(wanted)) if beside else ()
         found = [self.executor.highest(packed)]
         for drafted, (positions, cache_slots, lens) in enumerate(after, 1):
             going = len(depths) if depths[-1] > drafted else sum(depth > drafted for depth in depths)

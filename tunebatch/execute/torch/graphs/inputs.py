@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import KvCache, StepContext
 from tunebatch.execute.torch.graphs.buckets import Bucket, Buckets
 from tunebatch.execute.torch.graphs.pad import Layout, Step, lay_out
-from tunebatch.execute.torch.staging import Staging
+from tunebatch.execute.torch.staging import Ints, Staging
 
 Packed = tuple[Tensor, Tensor, StepContext]
 
@@ -54,13 +57,25 @@ class StaticInputs:
         )
         return tokens, sampled_at, step
 
-    def fill(self, bucket: Bucket, step: Step) -> None:
-        """Lay a step out, padded, and take it to the device; waits for nothing but the copy before last."""
-        rows = lay_out(self._staging.to_write(self.layout.size), self.layout, bucket, step)
+    def fill(self, bucket: Bucket, step: Step, beside: SequenceOf[Ints] = ()) -> SequenceOf[Tensor]:
+        """Lay a step out, padded, and take it to the device; waits for nothing but the copy before last.
+
+        Args:
+            beside: What travels with it, at most ``layout.beside`` numbers.
+
+        Returns:
+            That, on the device, until the next step is laid out.
+        """
+        out = self._staging.to_write(self.layout.size)
+        rows = lay_out(out, self.layout, bucket, step)
         width, begin = step.tables.shape[1], self.layout.starts[-1]
         end = begin + rows * width
-        self._staging.send_to(self._landed, end)
+        sizes = [len(part) for part in beside]
+        if beside:
+            np.concatenate(beside, out=out[end : end + sum(sizes)])
+        self._staging.send_to(self._landed, end + sum(sizes))
         self._tables[:rows, :width].copy_(self._landed[begin:end].view(rows, width))
+        return self._landed[end : end + sum(sizes)].split(sizes)
 
     def take_over(self, step: StepContext, packed: Packed) -> None:
         """Copy a step of decodes, all of them sampled, from elsewhere on the device to what `of` gave; ids
