@@ -172,7 +172,8 @@ def test_attention_of_other_libraries_is_usable_or_it_tells_why_not(monkeypatch:
     monkeypatch.setattr(flashinfer, "installed", lambda: object())
     monkeypatch.setattr(flash3, "installed", lambda: None)
     assert found((9, 0)) == {
-        "flashinfer (optional)": "usable in 16 bits; --backend auto measures it beside the others",
+        "flashinfer (optional)": "usable in 16 bits; --backend auto measures it beside the others, and may "
+        "choose it where no CUDA graphs are captured ([device] graphs = false)",
         "flash-attn-3 (optional)": "not installed (flash_attn_interface cannot be imported)",
     }
     assert found((7, 5))["flashinfer (optional)"].startswith("needs compute capability 8.0")

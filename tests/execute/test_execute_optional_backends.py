@@ -164,6 +164,8 @@ def test_who_may_not_be_chosen_is_measured_all_the_same(short_steps: None) -> No
     us = {"reference": (50.0, 900.0), "flashinfer": (1.0, 1.0), "flash-attn-3": (1.0, 1.0)}
     chosen, told = attention.choose_for_gpu("auto", [LAYER], 16, CPU, HOPPER, Timed(us), among={"reference"})
     assert chosen.name == "reference" and len(told["attention_measured"]) == 3
+    left_out = [name for name, found in told["attention_measured"].items() if "left_out" in found]
+    assert left_out == ["flashinfer", "flash-attn-3"]
 
 
 def test_who_fails_or_computes_something_else_is_not_chosen(

@@ -59,7 +59,7 @@ def test_a_token_mismatch_names_strategy_request_and_position(monkeypatch: pytes
     executor = serve(tiny(), name="tiny", block_size=BLOCK_SIZE)
     from tunebatch.execute.torch import executor as module
 
-    monkeypatch.setattr(module, "sample", lambda logits, _: (logits.argmax(-1) + 1) % 99)
+    monkeypatch.setattr(module, "sample", lambda logits, *_: (logits.argmax(-1) + 1) % 99)
     with pytest.raises(TokenMismatchError, match=r"strategy static .* request 0, output token 0, logit gap"):
         check_same_tokens(executor, [strategy("static")])
 

@@ -35,10 +35,15 @@ def backend_checks(capability: tuple[int, int]) -> list[Check]:
         capability: The GPU's compute capability.
     """
     from tunebatch.execute.torch.attention.choice import OPTIONAL
+    from tunebatch.execute.torch.graphs.captured import CAPTURABLE
 
     refused = {name: one.refusal(capability) for name, one in OPTIONAL.items()}
     usable = "usable in 16 bits; --backend auto measures it beside the others"
-    return [check(f"{name} (optional)", why or usable) for name, why in refused.items()]
+    eager = ", and may choose it where no CUDA graphs are captured ([device] graphs = false)"
+    return [
+        check(f"{name} (optional)", why or usable + ("" if name in CAPTURABLE else eager))
+        for name, why in refused.items()
+    ]
 
 
 def ceiling_checks() -> list[Check]:

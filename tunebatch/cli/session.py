@@ -237,6 +237,7 @@ class Session:
             f"model: {', '.join(shown)}",
             *_window_lines(facts.get("context_bound_by_window")),
             *_graph_lines(facts.get("cuda_graphs")),
+            *_kept_lines(facts.get("kept_free")),
             *self._drawn(),
             f"workload: {workload.description}",
             *(f"  {note}" for note in workload.notes),
@@ -292,6 +293,18 @@ def _graph_lines(captured: dict[str, Any] | None) -> list[str]:
         return [f"  no CUDA graphs, every step is launched kernel by kernel{without}"]
     taken = f"{captured['graphs']} CUDA graphs captured in {captured['seconds']:.1f} s"
     return [f"  {taken}, {captured['mib']:,.0f} MiB{without}"]
+
+
+def _kept_lines(kept: dict[str, Any] | None) -> list[str]:
+    """Of the draft model; what the model's own graphs take is told with them."""
+    from tunebatch.measure.shape_room import gib
+
+    draft = (kept or {}).get("draft")
+    if draft is None:
+        return []
+    named = {"weights": "weights", "step": "a step", "graphs": "CUDA graphs"}
+    parts = ", ".join(f"{name} {gib(draft[part])}" for part, name in named.items() if draft[part])
+    return [f"  kept free of the KV cache for the draft model: {parts} (predicted)"]
 
 
 def _captures_shown(progress: Progress | None) -> Callable[[int, int], None]:

@@ -37,12 +37,15 @@ class Need:
         return self.weight_bytes + self.kv_bytes + self.step_bytes
 
 
-def need(model: Architecture, dtype: str, kv_tokens: int | None = None) -> Need:
+def need(
+    model: Architecture, dtype: str, kv_tokens: int | None = None, step_tokens: int | None = None
+) -> Need:
     """What a model takes.
 
     Args:
         dtype: Of weights and KV cache.
         kv_tokens: Tokens of the KV cache; None: those of one sequence.
+        step_tokens: Of a step; None: as many.
     """
     tokens = min(model.max_context, _LEAST_TOKENS)
     layout = KvLayout(model.kv_heads, model.head_dim, model.windows, KV_BYTES[dtype])
@@ -50,7 +53,7 @@ def need(model: Architecture, dtype: str, kv_tokens: int | None = None) -> Need:
         weight_bytes=weight_bytes(count_parameters(model), dtype),
         kv_bytes=layout.bytes_per_token * (tokens if kv_tokens is None else kv_tokens),
         kv_bytes_per_token=layout.bytes_per_token,
-        step_bytes=activation_bytes(model, tokens, KV_BYTES[dtype]),
+        step_bytes=activation_bytes(model, step_tokens or tokens, KV_BYTES[dtype]),
     )
 
 

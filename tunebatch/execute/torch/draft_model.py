@@ -10,15 +10,12 @@ import torch
 from tunebatch.engine.sequence import Sequence
 from tunebatch.engine.speculation.drafter import Wanted
 from tunebatch.execute.torch.attention.base import StepContext
+from tunebatch.execute.torch.draft_room import DRAFT_DTYPE, MOST_TOKENS, checkpoint_of
 from tunebatch.execute.torch.executor import TorchExecutor
-from tunebatch.execute.torch.load import DRAFT_DTYPE, load_executor
+from tunebatch.execute.torch.load import load_executor
 from tunebatch.execute.torch.model_error import ModelError
 from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
-from tunebatch.execute.torch.slots import Ints
-from tunebatch.models import bundled_draft
-
-# Of new prompts, in one step; who does not fit has no drafts in this step.
-_MOST_TOKENS = 8192
+from tunebatch.execute.torch.staging import Ints
 
 
 class DraftModel:
@@ -125,7 +122,7 @@ class DraftModel:
         """Who drafts in this step: not who would compute a block that another is just computing, as it finds
         that in the next (within a step it could not, since a kernel may write what it reads as it goes)."""
         block_size = self.executor.block_size
-        room, chosen, begun = _MOST_TOKENS, list[int](), set[int]()
+        room, chosen, begun = MOST_TOKENS, list[int](), set[int]()
         for i, (sequence, count) in enumerate(wanted):
             computed, tokens = self._computed[sequence.slot], len(missing[i])
             if computed + tokens + count > self.executor.max_context:
@@ -141,7 +138,7 @@ class DraftModel:
         """Drafts of sequences of which those that want most come first."""
         depths = [count for _, count in wanted]
         counts: Ints = np.array([len(tokens) for tokens in missing])
-        packed, after = self._slots.pack(
+        packed, beside = self._slots.pack(
             slots=np.array([sequence.slot for sequence, _ in wanted]),
             starts=np.array([self._computed[sequence.slot] for sequence, _ in wanted]),
             counts=counts,
@@ -151,6 +148,7 @@ class DraftModel:
             steps_after=depths[0] - 1,
         )
         first = packed[2]
+        after = beside[-1].view(-1, 3, len(wanted)) if beside else ()
         found = [self.executor.highest(packed)]
         for drafted, (positions, cache_slots, lens) in enumerate(after, 1):
             going = len(depths) if depths[-1] > drafted else sum(depth > drafted for depth in depths)
@@ -198,7 +196,7 @@ def load_draft(
         ModelError: It cannot be served, or its tokens are not the target's.
     """
     executor = load_executor(
-        str(bundled_draft()) if model == "bundled" else model,
+        checkpoint_of(model),
         device=target.device.type,
         dtype=dtype,
         backend=backend,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from tunebatch.engine.speculation.drafter import Drafter
 from tunebatch.execute.torch.attention.base import KvCache, NewPools
 from tunebatch.execute.torch.forward import Forward, finds_highest
 from tunebatch.execute.torch.graphs.graphs import Graphs
-from tunebatch.execute.torch.last_tokens import LastTokens, Reading, read, to_device
+from tunebatch.execute.torch.last_tokens import LastTokens, Reading, read
 from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
-from tunebatch.execute.torch.sampler import highest, sample
-from tunebatch.execute.torch.slots import Ints, Packed, Slots
+from tunebatch.execute.torch.sampler import Draw, highest, numbers_of, sample
+from tunebatch.execute.torch.slots import Packed, Slots
+from tunebatch.execute.torch.staging import Ints
+
+_NONE: Ints = np.zeros(0, np.int64)
 
 
 class TorchExecutor:
@@ -73,8 +77,7 @@ class TorchExecutor:
         self.drafter: Drafter | None = None
         self._graphs: Graphs | None = None
         self._random: dict[int, Sampling] = {}
-        self._rows: Ints = np.zeros(0, np.int64)
-        self._rows_there = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self._rows = _NONE
         self._rows_of: tuple[DecodeGroup, int] | None = None
 
     def reset(self) -> None:
@@ -121,20 +124,13 @@ class TorchExecutor:
     def logits(self, plan: StepPlan) -> torch.Tensor:
         """Logits ``[sampled, vocabulary]`` of every token that the plan samples: slices, then decodes; of a
         slice with drafts those of the token before each draft, and of the last."""
-        logits, replayed = self._computed(plan)
+        self._take_tables(plan)
+        logits, replayed = self._run(self._stage(plan, []).packed)
         return logits if replayed is None else logits.clone()
 
     def use_graphs(self, graphs: Graphs | None) -> None:
         """From here on replay the steps that have a graph."""
         self._graphs = self.slots.graphs = graphs
-
-    def _computed(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits, and the highest of each row where a graph has found them."""
-        for piece in plan.slices:
-            self._take_table(piece.sequence)
-        for sequence in plan.grown:
-            self.slots.take(sequence.slot, sequence.block_table)
-        return self._run(self._stage(plan))
 
     def highest(self, packed: Packed) -> torch.Tensor:
         """The most probable token of each sampled row of a step that is laid out."""
@@ -144,36 +140,44 @@ class TorchExecutor:
         return highest(logits) if tokens is None else tokens.clone()
 
     def _run(self, packed: Packed) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits, and the highest of each row where a graph has found them."""
         replayed = self._graphs.replay(*packed) if self._graphs is not None else None
         return replayed or (self.forward(*packed), None)
 
     @torch.inference_mode()
     def _sampled(self, plan: StepPlan) -> Reading:
-        logits, tokens = self._computed(plan)
-        samplings = self._not_greedy(plan)
-        if tokens is None or samplings:
-            tokens = sample(logits, samplings)
-        self._remember(plan, tokens)
+        self._take_tables(plan)
+        draws = self._draws(plan)
+        staged = self._stage(plan, draws)
+        logits, tokens = self._run(staged.packed)
+        if tokens is None or draws:
+            tokens = sample(logits, draws, staged.draws)
+        self._remember(plan, tokens, staged)
         return read(tokens, plan.slices)
 
-    def _stage(self, plan: StepPlan) -> Packed:
+    def _stage(self, plan: StepPlan, draws: list[Draw]) -> _Staged:
         """Lay the step out in one buffer, copy it, and hand out views of the copy."""
         rows = self._decode_rows(plan.decodes)
-        # In the place of what decodes compute travels their slot, as the host may not know the token yet.
-        packed = (
-            self._pack(plan, rows)
+        told = self._last_tokens.take_told() if len(rows) else rows
+        beside = (rows, _goes_on(plan.slices), told, numbers_of(draws) if draws else _NONE)
+        packed, there = (
+            self._pack(plan, rows, beside)
             if plan.slices
-            else self.slots.pack_decodes(rows, rows, self._position[rows])
+            # In the place of what decodes compute travels their slot: the host may not know the token yet.
+            else self.slots.pack_decodes(rows, rows, self._position[rows], beside)
         )
+        staged = _Staged(packed, *there)
         if len(rows):
             tokens, _, step = packed
             # A graph may compute decodes as slices of one token each, which follow the others without a gap.
             apart = len(step.context_lens) > len(step.slices)
             begin = step.num_slice_tokens if apart else plan.num_slice_tokens
-            self._last_tokens.fill(tokens[begin : begin + len(rows)], self._rows_there)
-        return packed
+            self._last_tokens.fill(tokens[begin : begin + len(rows)], staged.rows, staged.told)
+        return staged
 
-    def _pack(self, plan: StepPlan, rows: Ints) -> Packed:
+    def _pack(
+        self, plan: StepPlan, rows: Ints, beside: SequenceOf[Ints]
+    ) -> tuple[Packed, SequenceOf[torch.Tensor]]:
         ids: list[int] = []
         keep: list[int] = []
         for piece in plan.slices:
@@ -182,24 +186,29 @@ class TorchExecutor:
             if piece.sample:
                 keep += range(len(ids) - 1 - len(piece.draft_tokens), len(ids))
         keep += range(len(ids), len(ids) + len(rows))
-        packed, _ = self.slots.pack(
+        return self.slots.pack(
             slots=np.concatenate([np.array([piece.sequence.slot for piece in plan.slices], np.int64), rows]),
             starts=np.concatenate([np.array([piece.start for piece in plan.slices]), self._position[rows]]),
             counts=np.array([*(piece.num_tokens for piece in plan.slices), *[1] * len(rows)]),
             tokens=np.concatenate([np.array(ids, np.int64), rows]),
             sampled_at=np.array(keep, np.int64),
             num_slices=len(plan.slices),
+            beside=beside,
         )
-        return packed
 
     def _decode_rows(self, group: DecodeGroup | None) -> Ints:
         if group is None:
-            return np.zeros(0, np.int64)
+            return _NONE
         if self._rows_of != (group, group.version):
             self._rows = np.array([member.slot for member in group.members], np.int64)
-            self._rows_there = to_device(self._rows, self.device)
             self._rows_of = (group, group.version)
         return self._rows
+
+    def _take_tables(self, plan: StepPlan) -> None:
+        for piece in plan.slices:
+            self._take_table(piece.sequence)
+        for sequence in plan.grown:
+            self.slots.take(sequence.slot, sequence.block_table)
 
     def _take_table(self, sequence: Sequence) -> None:
         if not self.slots.take(sequence.slot, sequence.block_table):
@@ -209,10 +218,11 @@ class TorchExecutor:
         else:
             self._random[sequence.slot] = sequence.request.sampling
 
-    def _not_greedy(self, plan: StepPlan) -> list[tuple[int, Sampling, int]]:
+    def _draws(self, plan: StepPlan) -> list[Draw]:
+        """Of the rows that are not greedy."""
         if not self._random:
             return []
-        found: list[tuple[int, Sampling, int]] = []
+        found: list[Draw] = []
         row = 0
         for piece in plan.slices:
             if piece.sample:
@@ -223,7 +233,7 @@ class TorchExecutor:
                     found += [(row + i, sampling, first + i) for i in range(drafts + 1)]
                 row += drafts + 1
         if plan.decodes is not None:
-            for offset, slot in enumerate(self._rows.tolist()):
+            for offset, slot in enumerate(self._decode_rows(plan.decodes).tolist()):
                 if slot in self._random:
                     found.append((row + offset, self._random[slot], int(self._position[slot]) + 1))
         return found
@@ -233,21 +243,40 @@ class TorchExecutor:
         self._last_tokens.tell(slot, last_token)
         self._position[slot] = position
 
-    def _remember(self, plan: StepPlan, tokens: torch.Tensor) -> None:
+    def _remember(self, plan: StepPlan, tokens: torch.Tensor, staged: _Staged) -> None:
         """What the next step goes on from; after drafts that hangs on the tokens, see `collect`."""
-        slots: list[int] = []
-        if not _verifies(plan.slices):
+        if len(staged.goes_on):
             for piece in plan.slices:
                 if piece.sample:
-                    slots.append(piece.sequence.slot)
                     self._last_tokens.untell(piece.sequence.slot)
                     self._position[piece.sequence.slot] = piece.start + piece.num_tokens
-        if slots:
-            there = to_device(np.array(slots), self.device)
-            self._last_tokens.sampled(there, tokens[: len(slots)])
+            self._last_tokens.sampled(staged.goes_on, tokens[: len(staged.goes_on)])
         if plan.decodes is not None:
             self._position[self._rows] += 1
-            self._last_tokens.sampled(self._rows_there, tokens[len(tokens) - len(self._rows) :])
+            self._last_tokens.sampled(staged.rows, tokens[len(tokens) - len(self._rows) :])
+
+
+class _Staged(NamedTuple):
+    """A step that is laid out, and what travelled beside it; all on the device.
+
+    Attributes:
+        rows: Slots that decode.
+        goes_on: Slots of slices whose sampled token the next step computes.
+        told: See `LastTokens.take_told`.
+        draws: See `sampler.numbers_of`.
+    """
+
+    packed: Packed
+    rows: torch.Tensor
+    goes_on: torch.Tensor
+    told: torch.Tensor
+    draws: torch.Tensor
+
+
+def _goes_on(slices: list[Slice]) -> Ints:
+    if _verifies(slices):
+        return _NONE
+    return np.array([piece.sequence.slot for piece in slices if piece.sample], np.int64)
 
 
 def _verifies(slices: list[Slice]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tunebatch.engine.plan import Slice
-from tunebatch.execute.torch.slots import Ints
+from tunebatch.execute.torch.staging import Ints
 
 
 class LastTokens:
@@ -32,12 +32,16 @@ class LastTokens:
         """The host's word on a slot; the next sample of it counts again."""
         self._told[slot] = token
 
-    def fill(self, ids: Tensor, slots: Tensor) -> None:
+    def take_told(self) -> Ints:
+        """Slots of which the host has told something, then their tokens; `fill` wants them on the device."""
+        told = np.array([*self._told, *self._told.values()], np.int64)
+        self._told.clear()
+        return told
+
+    def fill(self, ids: Tensor, slots: Tensor, told: Tensor) -> None:
         """Write the tokens of ``slots [rows]`` into a step's inputs ``ids [rows]``; all on the device."""
-        if self._told:
-            told = to_device(np.array(list(self._told.items())), self._tokens.device)
-            self._tokens.index_copy_(0, told[:, 0], told[:, 1])
-            self._told.clear()
+        if len(told):
+            self._tokens.index_copy_(0, *told.view(2, -1))
         torch.index_select(self._tokens, 0, slots, out=ids)
 
     def sampled(self, slots: Tensor, tokens: Tensor) -> None:
@@ -79,9 +83,3 @@ def read(tokens: Tensor, slices: list[Slice]) -> Reading:
     arrived = torch.cuda.Event()
     arrived.record()
     return Reading(slices, on_host, arrived)
-
-
-def to_device(numbers: Ints, device: torch.device) -> Tensor:
-    """A copy that the host does not wait for, as memory that is not pinned would have it do."""
-    tensor = torch.from_numpy(numbers)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

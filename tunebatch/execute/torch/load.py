@@ -14,6 +14,7 @@ from tunebatch.execute.torch.attention.asked import asked_by
 from tunebatch.execute.torch.attention.base import AttentionBackend, attention_forward
 from tunebatch.execute.torch.attention.choice import OPTIONAL
 from tunebatch.execute.torch.checkpoint import locate, read_config, read_network
+from tunebatch.execute.torch.draft_room import DRAFT_DTYPE, draft_need
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.forward import choose_forward
 from tunebatch.execute.torch.graphs.capture import Capture, CudaCapture
@@ -23,14 +24,12 @@ from tunebatch.execute.torch.model_error import ModelError
 from tunebatch.execute.torch.peak_step import CudaMemory, DeviceMemory
 from tunebatch.execute.torch.random_weights import random_network
 from tunebatch.execute.torch.room import blocks_that_fit, room_bytes
-from tunebatch.measure.shape_room import Need, dtype_of, need, why_too_large
+from tunebatch.measure.shape_room import Need, dtype_of, why_too_large
 from tunebatch.models.hub import hub_answers
 from tunebatch.models.named_shape import named_shape
 from tunebatch.models.unservable import why_unservable
 
 ATTENTION_NAME = "tunebatch"
-# Half the bytes make a draft step cheaper, and what it rounds costs no token.
-DRAFT_DTYPE = "bfloat16"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -58,7 +57,7 @@ def load_executor(
         dtype: ``auto`` is float32 on a CPU and the checkpoint's own on a GPU.
         num_blocks: KV blocks; by default as many as the device has room for.
         utilization: Share of the GPU's memory that weights and KV cache may take.
-        draft: A model that will be loaded beside it; a named shape is left room for.
+        draft: A model that will be loaded beside it, and is left room for.
         compiler: The backend of torch.compile that the forward goes through, such as ``inductor``.
         graphs: Capture CUDA graphs, where there is CUDA.
         told: Hears how many are captured, as it goes.
@@ -72,6 +71,7 @@ def load_executor(
     new_capture = CudaCapture if graphs and on == "cuda" else None
     if dtype not in ("auto", *DTYPES):
         raise ModelError(f"unknown dtype {dtype!r}; one of auto, {', '.join(DTYPES)}")
+    beside = draft_need(draft) if draft is not None and num_blocks is None else None
     shape = named_shape(model)
     if shape is not None:
         made = dtype_of(shape.sizes, dtype, on)
@@ -90,7 +90,7 @@ def load_executor(
             num_blocks=num_blocks,
             max_slots=max_slots,
             utilization=utilization,
-            beside=need(drafts.sizes, DRAFT_DTYPE) if drafts is not None else None,
+            beside=beside,
             compiler=compiler,
             new_capture=new_capture,
             told=told,
@@ -109,6 +109,7 @@ def load_executor(
         num_blocks=num_blocks,
         max_slots=max_slots,
         utilization=utilization,
+        beside=beside,
         compiler=compiler,
         new_capture=new_capture,
         told=told,
@@ -203,8 +204,8 @@ def serve(
     blocks = num_blocks
     if blocks is None:
         graph_bytes = bytes_of_graphs(probe, new_capture()) if new_capture else 0
-        blocks, peak = blocks_that_fit(probe, executor, utilization, beside, memory, graph_bytes)
-        facts |= peak
+        blocks, told_of_room = blocks_that_fit(probe, executor, utilization, beside, memory, graph_bytes)
+        facts |= told_of_room
     facts["num_blocks"], facts["block_size"] = blocks, block_size
     served = executor(blocks)
     if new_capture is not None:

@@ -46,27 +46,39 @@ def blocks_that_fit(
     Args:
         probe: Whose layers have made their pools.
         new_executor: Makes one with so many blocks, to see what the largest step takes.
-        beside: Of a draft model that will have as many blocks.
+        beside: Of a draft model that will have as many blocks, and as many graphs if there are any: theirs
+            are counted as large as these, since what they share, the logits, has the same vocabulary.
         memory: Of a GPU, whose room is what the largest step leaves; None: a share of what a CPU has.
         graph_bytes: What graphs of steps will take.
 
     Returns:
-        Blocks, and ``peak_step`` for result files, where it was run.
+        Blocks, and for result files ``peak_step``, where it was run, and ``kept_free``: what was left to
+        others than the KV cache, in bytes.
 
     Raises:
         ModelError: There is not even room for one.
     """
     wanted = blocks_of_slots(probe.max_slots, probe.max_context, probe.block_size)
     per_token, told = probe.cache.bytes_per_token, dict[str, Any]()
+    kept = _kept_free(graph_bytes, beside)
+    if kept:
+        told["kept_free"] = kept
+    aside = graph_bytes + sum(kept.get("draft", {}).values())
     if memory is None:
-        room = cpu_kv_bytes(room_bytes("cpu", utilization) - graph_bytes, per_token * probe.max_context)
+        room = cpu_kv_bytes(room_bytes("cpu", utilization) - aside, per_token * probe.max_context)
     else:
         peak = run_peak_step(new_executor, memory)
         told["peak_step"] = dataclasses.asdict(peak)
-        room = share_of(*memory.free_and_total(), utilization) - peak.num_bytes - graph_bytes
-        room -= beside.weight_bytes + beside.step_bytes if beside is not None else 0
+        room = share_of(*memory.free_and_total(), utilization) - peak.num_bytes - aside
     per_token += beside.kv_bytes_per_token if beside is not None else 0
     per_block = max(1, per_token * probe.block_size)
     if room < per_block:
         raise ModelError("no memory is left for a KV cache after the weights; use a smaller model")
     return min(wanted, room // per_block), told
+
+
+def _kept_free(graph_bytes: int, beside: Need | None) -> dict[str, Any]:
+    kept: dict[str, Any] = {"graphs": graph_bytes} if graph_bytes else {}
+    if beside is not None:
+        kept["draft"] = {"weights": beside.weight_bytes, "step": beside.step_bytes, "graphs": graph_bytes}
+    return kept

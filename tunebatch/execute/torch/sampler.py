@@ -8,20 +8,55 @@ from torch import Tensor
 
 from tunebatch.engine.request import Sampling
 from tunebatch.execute.torch.noise import exponential, stream_of
+from tunebatch.execute.torch.staging import Ints
+
+# (row, sampling, position) of a row of logits that is not greedy
+Draw = tuple[int, Sampling, int]
+
+_NO_TOP_K = 2**62
 
 
-def sample(logits: Tensor, samplings: list[tuple[int, Sampling, int]]) -> Tensor:
+def sample(logits: Tensor, draws: list[Draw], numbers: Tensor | None = None) -> Tensor:
     """The next token of each row of ``logits [rows, vocabulary]``.
 
     Args:
-        samplings: ``(row, sampling, position)`` of the rows that are not greedy. Noise is drawn from
-            the request's seed and the token's position alone, so it does not depend on the batch.
+        draws: Noise is drawn from the request's seed and the token's position alone, so it does not depend
+            on the batch.
+        numbers: What `numbers_of` gives for these draws, where it is on the device already.
     """
     tokens = highest(logits)
-    if samplings:
-        rows = torch.tensor([row for row, _, _ in samplings]).to(logits.device, non_blocking=True)
-        tokens[rows] = _drawn(logits[rows].float(), samplings)
+    if draws:
+        if numbers is None:
+            numbers = torch.from_numpy(numbers_of(draws)).to(logits.device)
+        asked = [sampling for _, sampling, _ in draws]
+        rows, streams, top_k, packed = numbers.view(4, -1)
+        temperature, top_p = packed.view(torch.float32).view(-1, 2).split(1, dim=1)
+        scores = logits[rows].float() / temperature
+        if any(one.top_k for one in asked):
+            most = max(one.top_k or scores.shape[1] for one in asked)
+            scores = _only_top_k(scores, top_k[:, None], most)
+        if any(one.top_p < 1 for one in asked):
+            scores = _only_top_p(scores, top_p)
+        noise = exponential(streams, scores.shape[1])
+        # argmax(p / Exp(1)) is a draw from p: the exponential race, as gpt-fast samples without a sync.
+        tokens[rows] = (scores.softmax(-1) / noise.float()).argmax(-1)
     return tokens
+
+
+def numbers_of(draws: list[Draw]) -> Ints:
+    """What a device must know of draws, to travel with the inputs of their step: rows, streams of noise, most
+    tokens, and in 32 bits each temperature and share, ``[4 * draws]``."""
+    asked = [sampling for _, sampling, _ in draws]
+    # A sum of all shares may be above 1 by rounding.
+    floats = [(one.temperature, one.top_p if one.top_p < 1 else 2.0) for one in asked]
+    return np.concatenate(
+        [
+            np.array([row for row, _, _ in draws], np.int64),
+            np.array([stream_of(one.seed, position) for _, one, position in draws], np.int64),
+            np.array([one.top_k or _NO_TOP_K for one in asked], np.int64),
+            np.array(floats, np.float32).reshape(-1).view(np.int64),
+        ]
+    )
 
 
 def highest(logits: Tensor) -> Tensor:
@@ -32,33 +67,13 @@ def highest(logits: Tensor) -> Tensor:
     return torch.from_numpy(logits.float().numpy().argmax(-1))
 
 
-def _drawn(logits: Tensor, samplings: list[tuple[int, Sampling, int]]) -> Tensor:
-    """One draw from each row, each by its own sampling."""
-    chosen = [sampling for _, sampling, _ in samplings]
-    scores = logits / _column([one.temperature for one in chosen], logits)
-    if any(one.top_k for one in chosen):
-        scores = _only_top_k(scores, [one.top_k or scores.shape[1] for one in chosen])
-    if any(one.top_p < 1 for one in chosen):
-        scores = _only_top_p(scores, [one.top_p for one in chosen])
-    streams = np.array([stream_of(one.seed, position) for _, one, position in samplings])
-    noise = exponential(torch.from_numpy(streams).to(logits.device, non_blocking=True), scores.shape[1])
-    # argmax(p / Exp(1)) is a draw from p: the exponential race, as gpt-fast samples without a sync.
-    return (scores.softmax(-1) / noise.float()).argmax(-1)
+def _only_top_k(scores: Tensor, top_k: Tensor, most: int) -> Tensor:
+    vocabulary = scores.shape[1]
+    best = scores.topk(min(most, vocabulary)).values
+    return scores.masked_fill(scores < best.gather(1, top_k.clamp(max=vocabulary) - 1), -torch.inf)
 
 
-def _only_top_k(scores: Tensor, top_k: list[int]) -> Tensor:
-    most = [min(count, scores.shape[1]) for count in top_k]
-    best = scores.topk(max(most)).values
-    return scores.masked_fill(scores < best.gather(1, _column([k - 1 for k in most], scores)), -torch.inf)
-
-
-def _only_top_p(scores: Tensor, top_p: list[float]) -> Tensor:
+def _only_top_p(scores: Tensor, limits: Tensor) -> Tensor:
     ordered, order = scores.softmax(-1).sort(descending=True)
-    # A sum of all shares may be above 1 by rounding.
-    limits = _column([limit if limit < 1 else 2.0 for limit in top_p], scores)
     outside = ordered.cumsum(-1) - ordered >= limits
     return scores.masked_fill(outside.scatter(1, order, outside), -torch.inf)
-
-
-def _column(values: list[float] | list[int], like: Tensor) -> Tensor:
-    return torch.tensor(values).to(like.device, non_blocking=True)[:, None]

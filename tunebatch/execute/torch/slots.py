@@ -6,15 +6,14 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import KvCache, StepContext
 from tunebatch.execute.torch.graphs.buckets import Shape
 from tunebatch.execute.torch.graphs.graphs import Graphs
 from tunebatch.execute.torch.graphs.pad import Step
+from tunebatch.execute.torch.staging import Ints, Staging
 
-Ints = NDArray[np.int64]
 Packed = tuple[Tensor, Tensor, StepContext]
 
 
@@ -32,12 +31,10 @@ class Slots:
     def __init__(self, cache: KvCache, max_slots: int, max_context: int, device: torch.device) -> None:
         self._cache = cache
         self._block_size = cache.block_size
-        self._device = device
         self.tables: Ints = np.zeros((max_slots, -(-max_context // cache.block_size)), np.int64)
         self._taken: list[tuple[list[int], int]] = [([], 0)] * max_slots
         self._counting: Ints = np.arange(max(max_slots, 1024) + 1)
-        self._staging = self._new_staging(1 << 14)
-        self._copied_from = self._new_staging(1 << 14)
+        self._staging = Staging(1 << 14, device)
         self.graphs: Graphs | None = None
 
     def reset(self) -> None:
@@ -58,8 +55,10 @@ class Slots:
             self._taken[slot] = (block_table, len(block_table))
         return not same
 
-    def pack_decodes(self, slots: Ints, tokens: Ints, positions: Ints) -> Packed:
-        """Lay out one token of each slot."""
+    def pack_decodes(
+        self, slots: Ints, tokens: Ints, positions: Ints, beside: SequenceOf[Ints] = ()
+    ) -> tuple[Packed, SequenceOf[Tensor]]:
+        """Lay out one token of each slot; ``beside`` as of `pack`."""
         count = len(slots)
         lens = positions + 1
         longest = int(lens.max())
@@ -75,7 +74,7 @@ class Slots:
             lens,
             tables.ravel(),
         )
-        return self._packed(parts, lens, [])[0]
+        return self._packed(parts, lens, [], beside)
 
     def pack(
         self,
@@ -86,16 +85,20 @@ class Slots:
         sampled_at: Ints,
         num_slices: int,
         steps_after: int = 0,
-    ) -> tuple[Packed, Tensor]:
+        beside: SequenceOf[Ints] = (),
+    ) -> tuple[Packed, SequenceOf[Tensor]]:
         """Lay out ``counts[i]`` tokens of ``slots[i]`` from ``starts[i]`` on; slices first, then decodes.
 
         Args:
             tokens: All token ids, one sequence after the other.
             sampled_at: Rows of these whose logits are wanted.
             steps_after: Steps of one token of each slot that follow this one.
+            beside: What travels in the same copy.
 
         Returns:
-            The step; and positions, cache slots and context lengths after it, ``[steps_after, 3, rows]``.
+            The step, and what was ``beside`` it, on the device until the next step is laid out; of
+            ``steps_after``, if there are any, last their positions, cache slots and context lengths,
+            ``[steps_after, 3, rows]`` in one row.
         """
         ends = np.cumsum(counts)
         first = ends - counts
@@ -106,7 +109,7 @@ class Slots:
         positions = np.arange(total) + np.repeat(starts - first, counts)
         owner = np.repeat(np.arange(len(slots)), counts)
         blocks = tables[owner, positions // self._block_size]
-        parts: list[Ints] = [
+        parts = (
             tokens,
             positions,
             blocks * self._block_size + positions % self._block_size,
@@ -114,24 +117,26 @@ class Slots:
             np.concatenate([np.zeros(1, np.int64), ends]),
             lens,
             tables.ravel(),
-        ]
+        )
         slices = [(int(first[i]), int(counts[i]), int(starts[i])) for i in range(num_slices)]
         if steps_after:
             then = lens + np.arange(steps_after)[:, None]
             blocks = tables[np.arange(len(slots)), then // self._block_size]
             cache_slots = blocks * self._block_size + then % self._block_size
-            parts.append(np.stack([then, cache_slots, then + 1], 1).ravel())
-        return self._packed(parts, lens, slices)
+            beside = [*beside, np.stack([then, cache_slots, then + 1], 1).ravel()]
+        return self._packed(parts, lens, slices, beside)
 
     def _packed(
-        self, parts: SequenceOf[Ints], context_lens: Ints, slices: list[tuple[int, int, int]]
-    ) -> tuple[Packed, Tensor]:
-        if self.graphs is not None and (staged := self.graphs.stage(_step(parts, slices))) is not None:
-            after = self._copied(parts[7:])[0] if len(parts) > 7 else staged[0][:0]
-            return staged, after.view(-1, 3, len(context_lens))
-        copied = self._copied(parts)
+        self,
+        parts: SequenceOf[Ints],
+        context_lens: Ints,
+        slices: list[tuple[int, int, int]],
+        beside: SequenceOf[Ints],
+    ) -> tuple[Packed, SequenceOf[Tensor]]:
+        if self.graphs is not None and (staged := self.graphs.stage(_step(parts, slices), beside)):
+            return staged
+        copied = self._copied([*parts, *beside])
         tokens, positions, cache_slots, sampled_at, query_start, lens, tables = copied[:7]
-        after = copied[7] if len(copied) > 7 else tokens[:0]
         step = StepContext(
             cache=self._cache,
             positions=positions,
@@ -145,29 +150,22 @@ class Slots:
             context_sum=int(context_lens.sum()),
             host_lens=context_lens,
         )
-        return (tokens, sampled_at, step), after.view(-1, 3, len(context_lens))
+        return (tokens, sampled_at, step), copied[7:]
 
     def _copied(self, parts: SequenceOf[Ints]) -> SequenceOf[Tensor]:
         """On the device, in one copy."""
         sizes = [len(part) for part in parts]
         total = sum(sizes)
-        # The last step may be waiting to be copied; by the next, it has been collected.
-        self._staging, self._copied_from = self._copied_from, self._staging
-        if total > len(self._staging):
-            self._staging = self._new_staging(2 * total)
-        np.concatenate(parts, out=self._staging.numpy()[:total])
-        return self._staging[:total].to(self._device, non_blocking=True).split(sizes)
+        np.concatenate(parts, out=self._staging.to_write(total))
+        return self._staging.send(total).split(sizes)
 
     def _up_to(self, count: int) -> Ints:
         """``0, 1, ..., count``."""
         return self._counting[: count + 1]
 
-    def _new_staging(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
-
 
 def _step(parts: SequenceOf[Ints], slices: list[tuple[int, int, int]]) -> Step:
-    tokens, positions, cache_slots, sampled_at, query_start, context_lens, tables = parts[:7]
+    tokens, positions, cache_slots, sampled_at, query_start, context_lens, tables = parts
     shape = Shape(
         slices=len(slices),
         slice_tokens=sum(count for _, count, _ in slices),

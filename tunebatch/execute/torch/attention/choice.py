@@ -24,6 +24,7 @@ DECODES, CONTEXT, PROMPT = 16, 1024, 2048
 # Of the largest output; what 16 bits round is a tenth of it, a wrong mask is many times more.
 _TOLERANCE = 3e-2
 _CALLS, _ROUNDS = 10, 3
+_LEFT_OUT = "cannot be captured as a CUDA graph"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ def fastest(
         among: Names that may be chosen, while the others are measured all the same.
 
     Returns:
-        The name, and for result files microseconds of each, or in one line why there are none.
+        The name, and for result files microseconds of each, or in one line why there are none; with
+        ``left_out`` of those that may not be chosen.
     """
     layer = Counter(layers).most_common(1)[0][0]
     timed = seconds or (lambda call: _seconds(call, device))
@@ -86,12 +88,14 @@ def fastest(
                 f"{what}_us": round(1e6 * timed(_call(backend, layer, block_size, device, *shape)), 2)
                 for what, shape in (("decode", (DECODES, CONTEXT, 1)), ("prefill", (1, PROMPT, PROMPT)))
             }
+            if among is not None and name not in among:
+                told[name]["left_out"] = _LEFT_OUT
         except Exception as error:  # of compilers, of drivers, of libraries built for others
             told[name] = f"fails: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
     products = {
         name: found["decode_us"] * found["prefill_us"]
         for name, found in told.items()
-        if isinstance(found, dict) and (among is None or name in among)
+        if isinstance(found, dict) and "left_out" not in found
     }
     return min(products, key=lambda name: products[name], default=next(iter(backends))), told
 

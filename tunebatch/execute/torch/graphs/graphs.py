@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from tunebatch.execute.torch.graphs.buckets import Bucket, Buckets, Shape
 from tunebatch.execute.torch.graphs.capture import Capture
 from tunebatch.execute.torch.graphs.inputs import Packed, StaticInputs
 from tunebatch.execute.torch.graphs.pad import Step, empty_step
+from tunebatch.execute.torch.staging import Ints
 
 
 class Computed(NamedTuple):
@@ -72,17 +74,18 @@ class Graphs:
         self._captured[bucket] = self._of_context[id(packed[2])] = captured
         self.buckets = Buckets(self._captured)
 
-    def stage(self, step: Step) -> Packed | None:
-        """Take a step, padded, to where its graph reads it; None where there is no graph for it.
+    def stage(self, step: Step, beside: SequenceOf[Ints] = ()) -> tuple[Packed, SequenceOf[Tensor]] | None:
+        """Take a step, padded, to where its graph reads it, and what travels ``beside`` it; None where there
+        is no graph for it, or no room.
 
         The places of sampled rows are only as many as the step's own.
         """
         bucket = self.buckets.smallest(step.shape)
-        if bucket is None:
+        if bucket is None or sum(len(part) for part in beside) > self._inputs.layout.beside:
             return None
-        self._inputs.fill(bucket, step)
+        there = self._inputs.fill(bucket, step, beside)
         tokens, sampled_at, context = self._captured[bucket].packed
-        return tokens, sampled_at[: step.shape.sampled], context
+        return (tokens, sampled_at[: step.shape.sampled], context), there
 
     def replay(self, tokens: Tensor, sampled_at: Tensor, step: StepContext) -> Computed | None:
         """Compute what `stage` gave, or decodes that lie elsewhere on the device; None if there is no graph.

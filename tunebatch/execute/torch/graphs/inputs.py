@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence as SequenceOf
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import KvCache, StepContext
 from tunebatch.execute.torch.graphs.buckets import Bucket, Buckets
 from tunebatch.execute.torch.graphs.pad import Layout, Step, lay_out
+from tunebatch.execute.torch.staging import Ints, Staging
 
 Packed = tuple[Tensor, Tensor, StepContext]
 
@@ -32,7 +34,7 @@ class StaticInputs:
         self._landed = torch.zeros(self.layout.size, dtype=torch.int64, device=device)
         self._tables = self._landed.new_zeros(self.layout.sequences, self.layout.columns)
         self._counting = torch.arange(self.layout.sequences + 1, device=device)
-        self._staged = [_Staged(self.layout.size, device) for _ in range(2)]
+        self._staging = Staging(self.layout.size, device)
 
     def of(self, bucket: Bucket) -> Packed:
         """The step that a graph of the bucket is of: views of the buffers, with host values as large as any
@@ -55,15 +57,25 @@ class StaticInputs:
         )
         return tokens, sampled_at, step
 
-    def fill(self, bucket: Bucket, step: Step) -> None:
-        """Lay a step out, padded, and take it to the device; waits for nothing but the copy before last."""
-        self._staged.reverse()
-        staged = self._staged[0]
-        rows = lay_out(staged.to_write(), self.layout, bucket, step)
+    def fill(self, bucket: Bucket, step: Step, beside: SequenceOf[Ints] = ()) -> SequenceOf[Tensor]:
+        """Lay a step out, padded, and take it to the device; waits for nothing but the copy before last.
+
+        Args:
+            beside: What travels with it, at most ``layout.beside`` numbers.
+
+        Returns:
+            That, on the device, until the next step is laid out.
+        """
+        out = self._staging.to_write(self.layout.size)
+        rows = lay_out(out, self.layout, bucket, step)
         width, begin = step.tables.shape[1], self.layout.starts[-1]
         end = begin + rows * width
-        staged.copy_to(self._landed, end)
+        sizes = [len(part) for part in beside]
+        if beside:
+            np.concatenate(beside, out=out[end : end + sum(sizes)])
+        self._staging.send_to(self._landed, end + sum(sizes))
         self._tables[:rows, :width].copy_(self._landed[begin:end].view(rows, width))
+        return self._landed[end : end + sum(sizes)].split(sizes)
 
     def take_over(self, step: StepContext, packed: Packed) -> None:
         """Copy a step of decodes, all of them sampled, from elsewhere on the device to what `of` gave; ids
@@ -78,23 +90,3 @@ class StaticInputs:
         own.context_lens[count:].fill_(0)
         if step.block_tables.data_ptr() != own.block_tables.data_ptr():
             own.block_tables[:count, : step.block_tables.shape[1]].copy_(step.block_tables)
-
-
-class _Staged:
-    """Pinned memory on the host, which must not be written again while it is copied."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        on_gpu = device.type == "cuda"
-        self._memory = torch.zeros(size, dtype=torch.int64, pin_memory=on_gpu)
-        self._numbers = self._memory.numpy()
-        self._copied = torch.cuda.Event() if on_gpu else None
-
-    def to_write(self) -> Any:
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._numbers
-
-    def copy_to(self, landed: Tensor, count: int) -> None:
-        landed[:count].copy_(self._memory[:count], non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()

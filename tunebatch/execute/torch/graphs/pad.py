@@ -18,6 +18,10 @@ from tunebatch.execute.torch.graphs.buckets import Bucket, Buckets, Shape
 
 Ints = NDArray[np.int64]
 
+# Numbers that may travel beside a step's inputs, for each sequence: its slot, what the host tells of it, and
+# where its drafts go; and for each sampled row how it is drawn.
+_BESIDE_A_SEQUENCE, _BESIDE_A_SAMPLE = 32, 4
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -39,7 +43,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Layout:
-    """The one buffer: six parts, each as long as the largest bucket's, then the block tables.
+    """The one buffer: six parts, each as long as the largest bucket's, the block tables, and more.
 
     As a part begins at the same place for all buckets, what a graph reads is a prefix of each. Tables are as
     wide as their step needs them, lest all columns of the longest context travel in every step.
@@ -73,8 +77,13 @@ class Layout:
         return (0, *np.cumsum(sizes).tolist())
 
     @property
+    def beside(self) -> int:
+        """The most that may travel beside a step, behind its tables."""
+        return _BESIDE_A_SEQUENCE * self.sequences + _BESIDE_A_SAMPLE * self.sampled
+
+    @property
     def size(self) -> int:
-        return self.starts[-1] + self.sequences * self.columns
+        return self.starts[-1] + self.sequences * self.columns + self.beside
 
 
 def lay_out(out: Ints, layout: Layout, bucket: Bucket, step: Step) -> int:
