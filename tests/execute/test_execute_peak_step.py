@@ -16,7 +16,7 @@ from tiny_models import BLOCK_SIZE, tiny
 from tunebatch import bench
 from tunebatch.cli.errors import INFEASIBLE, report_error
 from tunebatch.engine.plan import OutOfDeviceMemoryError
-from tunebatch.engine.strategies import Strategy, strategy
+from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
 from tunebatch.execute.torch import peak_step
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import ModelError, serve
@@ -98,6 +98,12 @@ def test_more_than_there_are_slots_for_is_as_much_as_there_are(memory: FakeMemor
     peak = run_peak_step(lambda blocks: served(num_blocks=blocks), memory)
     assert PEAK_TOKENS > SLOTS * 127
     assert peak == PeakStep(SLOTS * 127, 0, 1000 * SLOTS * 127)
+
+
+def test_the_largest_step_is_the_largest_that_any_strategy_may_be_asked_for() -> None:
+    named = ("max_batched_tokens", "chunk_size")
+    highs = [knob.high for kind in STRATEGIES.values() for knob in kind.knobs if knob.name in named]
+    assert PEAK_TOKENS == max(highs) > min(highs)
 
 
 def test_where_blocks_are_asked_for_no_step_is_run(memory: FakeMemory) -> None:
