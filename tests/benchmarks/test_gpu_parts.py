@@ -19,7 +19,9 @@ from on_gpu.budget import Budget, allowed_s
 from on_gpu.divergence import Divergence
 from on_gpu.found import Bar, Found, Part, WrongResultError
 from on_gpu.setting import DRY
+from peers.work import Case, Turn
 
+from tunebatch.engine.request import Request
 from tunebatch.execute.torch.attention.base import Variant
 from tunebatch.execute.torch.attention.reference import Reference
 from tunebatch.measure.kv_memory import KvLayout
@@ -43,6 +45,40 @@ def test_the_offline_requests_are_nano_vllms_to_the_token() -> None:
     drawn = offline.requests(256, (100, 1024))
     assert sum(request.max_tokens for request in drawn) == 133_966
     assert {len(request.prompt) for request in drawn} <= set(range(100, 1025))
+
+
+def test_a_peer_that_breaks_off_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises, while it loads or in the middle of a round."""
+    asked = offline.requests(3, (4, 6))
+
+    def side(fails_in_turn: int | None = None) -> Callable[..., Any]:
+        turns = 0
+
+        def turn(requests: list[Request]) -> Turn:
+            nonlocal turns
+            turns += 1
+            if turns == fails_in_turn:
+                raise KeyError("page_size")
+            return Turn(1.0, [[7] * request.max_tokens for request in requests], None)
+
+        return lambda case: turn
+
+    def unloadable(case: Case) -> Any:
+        raise ImportError("needs a kernel\nthat is not here")
+
+    bench = GpuBench(dataclasses.replace(DRY, rounds=2), say=lambda text: None)
+    case = Case(Path(), "float32", len(asked), asked)
+    for name, make in (("ours", side()), ("generate_batch", unloadable), ("generate", side(3))):
+        monkeypatch.setattr(offline, name, make)
+    turns, whys = offline._take_turns(bench, case)
+    assert {name: len(own) for name, own in turns.items()} == {"ours": 2, "generate": 1}
+    assert whys == {
+        "generate_batch": "needs a kernel",
+        "generate": "broke off in round 2: 'page_size'",
+    }
+    monkeypatch.setattr(offline, "ours", side(2))
+    with pytest.raises(KeyError):
+        offline._take_turns(bench, case)
 
 
 def test_parts_share_the_time_by_what_they_want() -> None:
