@@ -201,3 +201,21 @@ def test_what_is_too_large_while_tokens_are_checked_is_one_line(capsys: pytest.C
     told = "out of device memory in a step of 5 prefill tokens and 0 decodes"
     assert report_error(OutOfDeviceMemoryError(told)) == INFEASIBLE
     assert capsys.readouterr().err == f"error: {told}\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB.",
+            "tried to allocate 2.00 GiB",
+        ),
+        ("CUDA out of memory", "CUDA out of memory"),
+    ],
+)
+def test_memory_that_runs_out_in_no_step_is_one_line_too(
+    told: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a model's weights are taken to the device."""
+    assert report_error(torch.OutOfMemoryError(told)) == INFEASIBLE
+    assert capsys.readouterr().err == f"error: out of device memory: {shown}; use a smaller model\n"
