@@ -29,6 +29,8 @@ from typing import Any, TextIO
 if "--dry" in sys.argv[1:]:  # read when kernels are defined, which importing does
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
+# What is measured is the engine beside this script, which need not be installed.
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import transformers

@@ -25,8 +25,9 @@ BAR = Bar(
 def measure(bench: GpuBench) -> Found:
     found = Found(
         setting=f"{bench.setting.large} and {bench.setting.small}, random weights, {bench.setting.dtype}; "
-        f"median of {bench.setting.repeats} steps after {WARM_UPS}, from the plan to sampled tokens on the "
-        "host; floor: weights, keys and values once, at the bandwidth of copies"
+        f"median of {bench.setting.repeats} steps after {WARM_UPS}, each from the tokens of the one before "
+        "on the host to its own, submitted while that one ran; floor: weights, keys and values once, at the "
+        "bandwidth of copies"
     )
     models = (bench.setting.large, bench.setting.small)
     rows: list[dict[str, Any]] = []

@@ -52,7 +52,8 @@ class Turns:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # The outer context is there for a capture that fails, which leaves torch's own stream current.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
                 call()
         except RuntimeError:
             self.launched.add(name)

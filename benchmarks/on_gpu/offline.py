@@ -17,7 +17,7 @@ import torch
 import transformers
 from claimed.claim import Band, Figure, Table
 from peers.generate import generate
-from peers.generate_batch import NoContinuousBatchingError, generate_batch
+from peers.generate_batch import generate_batch
 from peers.ours import ours
 from peers.work import Case, Side, Turn, save, warm_up_requests
 
@@ -107,11 +107,11 @@ def _take_turns(bench: GpuBench, case: Case) -> tuple[dict[str, list[Turn]], dic
         try:
             sides[name] = make(own)
             _serve(bench, name, sides[name], warm_up_requests(replace(own, batch=min(own.batch, 8))))
-        except (NoContinuousBatchingError, torch.OutOfMemoryError, RuntimeError) as error:
+        except Exception as error:  # whatever another's code does, it costs that side alone
             if name == OURS:
                 raise
             sides.pop(name, None)
-            whys[name] = str(error).strip().splitlines()[0]
+            whys[name] = _why(error)
     turns: dict[str, list[Turn]] = {name: [] for name in sides}
     round_s = 0.0
     for number in range(bench.setting.rounds):
@@ -120,9 +120,20 @@ def _take_turns(bench: GpuBench, case: Case) -> tuple[dict[str, list[Turn]], dic
         round_s = 0.0
         for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
             bench.say(f"round {number + 1}: {name}")
-            turns[name].append(_serve(bench, name, sides[name], case.requests))
+            try:
+                turns[name].append(_serve(bench, name, sides[name], case.requests))
+            except Exception as error:
+                if name == OURS:
+                    raise
+                del sides[name]
+                whys[name] = f"broke off in round {number + 1}: {_why(error)}"
+                continue
             round_s += turns[name][-1].seconds
-    return turns, whys
+    return {name: own for name, own in turns.items() if own}, whys
+
+
+def _why(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _serve(bench: GpuBench, name: str, side: Side, asked: list[Request]) -> Turn:

@@ -12,6 +12,7 @@ It needs optuna, pydantic and scipy. What a GPU machine without a network lacks 
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from on_gpu.bench import GpuBench
 from on_gpu.found import Found, Part
 
 NEEDED = ("optuna", "pydantic", "scipy")
+# A batch limit is searched up to these, of which there are by default as many as suit a laptop.
+SLOTS = "TUNEBATCH_DEVICE_MAX_SLOTS"
 SLO = ("p90_ttft<=1s", "p90_tpot<=50ms")
 ROOT = Path(__file__).resolve().parents[2]
 _STARTS_S = 60.0  # of what a sweep takes beside its search: it loads the model
@@ -46,7 +49,8 @@ def measure(bench: GpuBench) -> Found:
             found.not_measured.append(f"sweep of {model}: {', '.join(missing)} not installed here")
         elif setting.dry:
             found.not_measured.append(
-                f"sweep of {model}: not in a dry run; it would be: python {shlex.join(command[1:])}"
+                f"sweep of {model}: not in a dry run; it would be: {SLOTS}={setting.max_slots} python "
+                f"{shlex.join(command[1:])}"
             )
         elif search_s < _STARTS_S:
             found.not_measured.append(f"sweep of {model}: out of time")
@@ -75,6 +79,7 @@ def _swept(bench: GpuBench, model: str, command: list[str], search_s: float, fou
         done = subprocess.run(
             command,
             cwd=ROOT,
+            env=os.environ | {SLOTS: str(bench.setting.max_slots)},
             capture_output=True,
             text=True,
             timeout=search_s + _STARTS_S + _LATE_S,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,18 +15,21 @@ import gpu
 import pytest
 import torch
 from claimed.claim import Band, Figure
-from on_gpu import kernel_check, offline, seam, work
+from on_gpu import kernel_check, offline, seam, sweep, work
 from on_gpu.attention_step import Heads, attention_step
 from on_gpu.bench import GpuBench
 from on_gpu.budget import Budget, allowed_s
 from on_gpu.divergence import Divergence
 from on_gpu.found import Bar, Found, Part, WrongResultError
 from on_gpu.setting import DRY
+from peers.work import Case, Turn
 
+from tunebatch.engine.request import Request
 from tunebatch.execute.torch.attention.base import Variant
 from tunebatch.execute.torch.attention.reference import Reference
 from tunebatch.measure.kv_memory import KvLayout
 from tunebatch.measure.step_work import ModelWork
+from tunebatch.profile import load_profile
 
 BAR = Bar("as fast as can be", Band(low=0.8), "%")
 
@@ -43,6 +49,55 @@ def test_the_offline_requests_are_nano_vllms_to_the_token() -> None:
     drawn = offline.requests(256, (100, 1024))
     assert sum(request.max_tokens for request in drawn) == 133_966
     assert {len(request.prompt) for request in drawn} <= set(range(100, 1025))
+
+
+def test_a_peer_that_breaks_off_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises, while it loads or in the middle of a round."""
+    asked = offline.requests(3, (4, 6))
+
+    def side(fails_in_turn: int | None = None) -> Callable[..., Any]:
+        turns = 0
+
+        def turn(requests: list[Request]) -> Turn:
+            nonlocal turns
+            turns += 1
+            if turns == fails_in_turn:
+                raise KeyError("page_size")
+            return Turn(1.0, [[7] * request.max_tokens for request in requests], None)
+
+        return lambda case: turn
+
+    def unloadable(case: Case) -> Any:
+        raise ImportError("needs a kernel\nthat is not here")
+
+    bench = GpuBench(dataclasses.replace(DRY, rounds=2), say=lambda text: None)
+    case = Case(Path(), "float32", len(asked), asked)
+    for name, make in (("ours", side()), ("generate_batch", unloadable), ("generate", side(3))):
+        monkeypatch.setattr(offline, name, make)
+    turns, whys = offline._take_turns(bench, case)
+    assert {name: len(own) for name, own in turns.items()} == {"ours": 2, "generate": 1}
+    assert whys == {
+        "generate_batch": "needs a kernel",
+        "generate": "broke off in round 2: 'page_size'",
+    }
+    monkeypatch.setattr(offline, "ours", side(2))
+    with pytest.raises(KeyError):
+        offline._take_turns(bench, case)
+
+
+def test_a_sweep_may_batch_as_many_as_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, str]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append(env)
+        return subprocess.CompletedProcess(command, 0, "mixed serves most\n", "")
+
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(sweep, "NEEDED", ())
+    setting = dataclasses.replace(DRY, dry=False, max_slots=512)
+    bench = GpuBench(setting, say=lambda text: None, budget=Budget(900.0))
+    assert list(sweep.measure(bench).data["answers"].values()) == ["mixed serves most"] * 2
+    assert [load_profile(environ=env).device.max_slots for env in asked] == [512, 512]
 
 
 def test_parts_share_the_time_by_what_they_want() -> None:
@@ -190,6 +245,14 @@ def test_each_part_is_told_its_time(parts: Parts, tmp_path: Path) -> None:
     assert dry(tmp_path, "--only", "decode", "--budget", "30") == 0
     # A third of it each; what the first leave is the last one's, up to what it wants.
     assert given["correctness"] <= 10.0 < given["decode"] <= gpu.DRY_S
+
+
+def test_the_engine_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where nothing can be: Python itself only looks beside the script."""
+    root = Path(gpu.__file__).parents[1]
+    monkeypatch.setattr(sys, "path", [str(root / "benchmarks"), "elsewhere"])
+    importlib.reload(gpu)
+    assert sys.path == [str(root / "benchmarks"), str(root), "elsewhere"]
 
 
 def test_without_a_gpu_one_line_says_so(

@@ -21,6 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from tunebatch.execute.torch.attention.base import KvCache, StepContext, Variant
 from tunebatch.execute.torch.attention.triton import Triton
+from tunebatch.execute.torch.fused_norms import FORMS, rms_norm
 
 
 class NoGpu:
@@ -86,6 +87,16 @@ def attend(
     )
 
 
+def norm(shape: dict[str, Any], tokens: int) -> None:
+    """Of hidden states, and of the queries that are a part of a merged projection."""
+    dtype, heads, dim = getattr(torch, shape["dtype"]), shape["heads"], shape["dim"]
+    hidden = torch.zeros(1, tokens, heads * dim, dtype=dtype)
+    queries = torch.zeros(1, tokens, 2 * heads * dim, dtype=dtype)[..., : heads * dim]
+    for form in FORMS:
+        for x in (hidden, queries.view(1, tokens, heads, dim)):
+            rms_norm(torch.ones(x.shape[-1], dtype=dtype), 1e-6, form, x)
+
+
 def resources(kernel: Any) -> dict[str, int]:
     """Registers of a thread and bytes on its stack, as the assembler tells."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -106,6 +117,8 @@ def main(shape: dict[str, Any]) -> None:
     found = compiled()
     backend = Triton(132)
     foreseen: set[str] = set()
+    for tokens in (1, 9, 16):
+        norm(shape, tokens)
     for i, counts in enumerate(STEPS):
         for width in (1, 7, 16):
             attend(backend, shape, counts, misaligned=i % 3, width=width)

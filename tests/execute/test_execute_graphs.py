@@ -201,6 +201,18 @@ def test_the_kv_cache_gets_what_graphs_leave(monkeypatch: pytest.MonkeyPatch) ->
     assert served_by("llama", "dense", **sized).num_blocks > blocks
 
 
+def test_the_kv_cache_is_not_counted_among_what_graphs_take() -> None:
+    served = served_by("llama", "dense", num_blocks=4096)
+    assert not served.cache.layers, "the first step makes them, which is one that is captured"
+
+    class Counting(Taking):
+        def taken_bytes(self) -> int:
+            return self.taken + served.cache.num_bytes
+
+    assert capture_graphs(served, Counting())["mib"] == 50 + 3 * (ALL - 1)
+    assert served.cache.num_bytes == 4096 * 2**10
+
+
 def test_the_largest_are_captured_first() -> None:
     tokens: list[int] = []
 

@@ -16,7 +16,7 @@ from tiny_models import BLOCK_SIZE, tiny
 from tunebatch import bench
 from tunebatch.cli.errors import INFEASIBLE, report_error
 from tunebatch.engine.plan import OutOfDeviceMemoryError
-from tunebatch.engine.strategies import Strategy, strategy
+from tunebatch.engine.strategies import STRATEGIES, Strategy, strategy
 from tunebatch.execute.torch import peak_step
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import ModelError, serve
@@ -98,6 +98,12 @@ def test_more_than_there_are_slots_for_is_as_much_as_there_are(memory: FakeMemor
     peak = run_peak_step(lambda blocks: served(num_blocks=blocks), memory)
     assert PEAK_TOKENS > SLOTS * 127
     assert peak == PeakStep(SLOTS * 127, 0, 1000 * SLOTS * 127)
+
+
+def test_the_largest_step_is_the_largest_that_any_strategy_may_be_asked_for() -> None:
+    named = ("max_batched_tokens", "chunk_size")
+    highs = [knob.high for kind in STRATEGIES.values() for knob in kind.knobs if knob.name in named]
+    assert PEAK_TOKENS == max(highs) > min(highs)
 
 
 def test_where_blocks_are_asked_for_no_step_is_run(memory: FakeMemory) -> None:
@@ -195,3 +201,21 @@ def test_what_is_too_large_while_tokens_are_checked_is_one_line(capsys: pytest.C
     told = "out of device memory in a step of 5 prefill tokens and 0 decodes"
     assert report_error(OutOfDeviceMemoryError(told)) == INFEASIBLE
     assert capsys.readouterr().err == f"error: {told}\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB.",
+            "tried to allocate 2.00 GiB",
+        ),
+        ("CUDA out of memory", "CUDA out of memory"),
+    ],
+)
+def test_memory_that_runs_out_in_no_step_is_one_line_too(
+    told: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a model's weights are taken to the device."""
+    assert report_error(torch.OutOfMemoryError(told)) == INFEASIBLE
+    assert capsys.readouterr().err == f"error: out of device memory: {shown}; use a smaller model\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -171,6 +172,14 @@ def test_of_the_processes_one_is_this_whatever_its_number(
 ) -> None:
     use = sampled(FakeNvml(pids=pids))
     assert use.foreign_processes == foreign and gpu_cautions(use) == told
+
+
+def test_who_started_it_and_waits_is_not_foreign() -> None:
+    """As a benchmark that has used the GPU itself, and then runs a sweep."""
+    own, parent, other = os.getpid(), os.getppid(), 2**31
+    assert sampled(FakeNvml(pids=[own, parent])).foreign_processes == 0
+    assert sampled(FakeNvml(pids=[own, parent, other])).foreign_processes == 1
+    assert sampled(FakeNvml(pids=[parent, other])).foreign_processes == 1
 
 
 def test_who_came_and_went_was_there() -> None:

@@ -20,6 +20,7 @@ MEANINGS = {
 }
 _INVALID = {"TokenMismatchError"}  # by name: to import them would load torch
 _TOO_LARGE = {"OutOfDeviceMemoryError"}
+_OUT_OF_MEMORY = {"OutOfMemoryError"}  # torch's, of what is no step: to load a model, for one
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -66,6 +67,10 @@ def _one_line(error: Exception) -> tuple[str, int]:
         return f"{text}; nothing was measured, as the results would not be of the same work", ENVIRONMENT
     if name in _TOO_LARGE:
         return text, INFEASIBLE
+    if name in _OUT_OF_MEMORY:
+        first, _, rest = text.partition(". ")
+        asked = (rest.partition(". ")[0] or first).replace("Tried", "tried")
+        return f"out of device memory: {asked}; use a smaller model", INFEASIBLE
     if type(error).__module__.startswith("tunebatch."):
         return text, USAGE if isinstance(error, ValueError) else INTERNAL
     if isinstance(error, OSError):

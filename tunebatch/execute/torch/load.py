@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tunebatch.execute.torch import bounds, selfcheck
+from tunebatch.execute.torch import bounds, fused_norms, selfcheck
 from tunebatch.execute.torch.attention import choose_backend, choose_for_gpu
 from tunebatch.execute.torch.attention.asked import asked_by
 from tunebatch.execute.torch.attention.base import AttentionBackend, attention_forward
@@ -155,7 +155,7 @@ def serve(
             bound = {"context_bound_by_window": [window, max_context]}
         max_context, window = min(max_context, window), None
     texts = selfcheck.prompts(config.vocab_size, max_context, window)
-    take_apart(network)
+    _take_apart(network)
     with watched(network) as mergeable:
         expected = selfcheck.own_logits(network, texts)
     _switch_attention(network, name)
@@ -192,10 +192,11 @@ def serve(
     try:
         error = _self_check(probe, texts, expected, name)
     except ModelError:
-        if not facts.get("merged_projections"):
+        replaced = [fact for fact in ("merged_projections", "fused_norms") if facts.get(fact)]
+        if not replaced:
             raise
-        take_apart(network)
-        facts["merged_projections"] = 0
+        _take_apart(network)
+        facts |= dict.fromkeys(replaced, 0)
         error = _self_check(probe, texts, expected, name)
     facts["self_check_error"] = error
     facts["kv_bytes_per_token"] = probe.cache.bytes_per_token
@@ -213,6 +214,12 @@ def serve(
         if blocks >= probe.num_blocks:
             facts["cuda_graphs"] |= _graphs_check(served, texts, expected)
     return served
+
+
+def _take_apart(network: Any) -> None:
+    """All modules compute by their own code again."""
+    take_apart(network)
+    fused_norms.take_apart(network)
 
 
 def refuse_unservable(config: Any, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from tunebatch.engine.group import DecodeGroup
-from tunebatch.engine.knobs import MAX_BATCHED_TOKENS
+from tunebatch.engine.knobs import CHUNK_SIZE, MAX_BATCHED_TOKENS, STEP_TOKENS
 from tunebatch.engine.plan import Slice, StepPlan
 from tunebatch.engine.request import Request
 from tunebatch.engine.sequence import Sequence
@@ -19,7 +19,7 @@ from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
 from tunebatch.execute.torch.sampler import sample
 
 # Prompt tokens of the largest step that the search asks for.
-PEAK_TOKENS = int(MAX_BATCHED_TOKENS.high)
+PEAK_TOKENS = int(max(knob.high for knob in (MAX_BATCHED_TOKENS, CHUNK_SIZE, STEP_TOKENS)))
 _LEAST_TOKENS = 64
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -151,8 +152,7 @@ class Tally:
         self._temperature.add(gpu.temperature_c())
         if last or self._num % _BETWEEN_PROCESS_LISTS == 0:
             processes = gpu.process_ids()
-            # This process is one of them, though it may have another number there.
-            self._processes.add(len(processes) - 1 if processes else None)
+            self._processes.add(_num_foreign(processes) if processes else None)
         self._num += 1
 
     def _add_clocks(self) -> None:
@@ -193,6 +193,13 @@ class Tally:
             foreign_processes=None if foreign is None else int(foreign),
             peak_temperature_c=self._temperature.high,
         )
+
+
+def _num_foreign(processes: frozenset[int]) -> int:
+    """Of all processes but this one, and the one that has started it and waits."""
+    if os.getpid() in processes:
+        return len(processes - {os.getpid(), os.getppid()})
+    return len(processes) - 1  # this one has another number there
 
 
 class _Range:

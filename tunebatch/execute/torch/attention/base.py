@@ -45,6 +45,11 @@ class KvCache:
         pools = [pool for pair in self.layers.values() for pool in pair]
         return sum(pool[0].numel() * pool.element_size() // self.block_size for pool in pools)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the pools that are made."""
+        return self.bytes_per_token * self.block_size * self.num_blocks
+
 
 def pools_by_token(key: Tensor, value: Tensor, num_blocks: int, block_size: int) -> Pools:
     """Both pools ``[num_blocks, block_size, kv_heads, dim]``."""
