@@ -71,7 +71,7 @@ def test_a_near_tie_is_none_in_float32(
     monkeypatch.setattr(same_tokens, "own_logits", lambda *_: logits)
     monkeypatch.setattr(same_tokens, "generate", lambda *_: [7] * 16)
     sampled = "tunebatch.execute.torch.executor.sample"
-    monkeypatch.setattr(sampled, lambda logits, _: torch.full((len(logits),), 8))
+    monkeypatch.setattr(sampled, lambda logits, *_: torch.full((len(logits),), 8))
     if is_tie:
         assert same_tokens.check_same_tokens(executor, [strategy("static")]).num_ties == 7
     else:
