@@ -2,10 +2,11 @@
 
     python benchmarks/draft_step.py [--batch 1 8 32] [--dtype float32] [--drafts 5] [--rounds 3]
 
-Runs without drafts, with one and with ``--drafts`` take turns on the same prompts of 256 tokens, each with 64
-tokens of output. Counted are the steps in which all sequences decode: the target's of the first run, and the
-proposals of the others. The first pass of a proposal also catches up with what was accepted, so a draft
-step is what each further draft adds; the whole proposal stands beside it.
+Runs without and with ``--drafts`` take turns on the same prompts of 256 tokens, each with 64 tokens of
+output. Counted are the steps in which all sequences decode: the target's of the first, and the proposals of
+the other. The first pass of a proposal also catches up with what was accepted, so a draft step is what each
+further one takes, from the end of the one before to its own; the whole proposal stands beside it. A CPU
+computes at once, so that a pass has ended when its call has.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence as SequenceOf
+from itertools import pairwise
 
 import numpy as np
+from torch import Tensor
 
 from tunebatch.engine.assemble import engine_for
 from tunebatch.engine.clock import ReplayClock
@@ -26,6 +29,7 @@ from tunebatch.execute.torch.draft_model import DraftModel, load_draft
 from tunebatch.execute.torch.executor import TorchExecutor
 from tunebatch.execute.torch.load import load_executor
 from tunebatch.execute.torch.same_tokens import AllAtOnce
+from tunebatch.execute.torch.slots import Packed
 from tunebatch.models import bundled_corpus
 from tunebatch.workload.prompts import CorpusPrompts
 
@@ -33,12 +37,14 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 256, 64
 
 
 class Timed:
-    """A draft model whose proposals for a full batch are timed."""
+    """A draft model whose proposals for a full ``batch`` are timed, and in them its passes."""
 
-    def __init__(self, draft: DraftModel, batch: int) -> None:
+    def __init__(self, draft: DraftModel) -> None:
+        self.batch = 0
         self._draft = draft
-        self._batch = batch
-        self.times_ms: list[float] = []
+        self._ends_s: list[float] = []
+        self.proposals_ms: list[float] = []
+        self.steps_ms: list[float] = []
 
     def reset(self) -> None:
         self._draft.reset()
@@ -52,22 +58,37 @@ class Timed:
         return self._draft.num_reused
 
     def propose(self, wanted: SequenceOf[Wanted], generation: SequenceOf[int]) -> list[SequenceOf[int]]:
+        self._ends_s.clear()
         begin = time.perf_counter()
         proposed = self._draft.propose(wanted, generation)
-        if len(wanted) == self._batch:
-            self.times_ms.append((time.perf_counter() - begin) * 1e3)
+        if all(len(drafts) == wanted[0][1] for drafts in proposed) and len(wanted) == self.batch:
+            self.proposals_ms.append((time.perf_counter() - begin) * 1e3)
+            self.steps_ms += [(end - before) * 1e3 for before, end in pairwise(self._ends_s)]
         return proposed
 
+    def watch(self) -> None:
+        """Note when a pass of the draft's network ends, from now on."""
+        highest = self._draft.executor.highest
 
-def proposals_ms(
-    target: TorchExecutor, draft: DraftModel, requests: list[Request], num_drafts: int
-) -> list[float]:
-    """Of one run; the first, which computes the prompts, left out."""
-    timed = target.drafter = Timed(draft, len(requests))
+        def noted(packed: Packed) -> Tensor:
+            tokens = highest(packed)
+            self._ends_s.append(time.perf_counter())
+            return tokens
+
+        self._draft.executor.highest = noted  # type: ignore[method-assign]
+
+
+def drafting_ms(
+    target: TorchExecutor, timed: Timed, requests: list[Request], num_drafts: int
+) -> tuple[list[float], list[float]]:
+    """Later draft steps and proposals of one run."""
+    timed.steps_ms, timed.proposals_ms = [], []
+    target.drafter = timed
     knobs = {"max_batch_size": len(requests), "num_drafts": num_drafts}
     target.reset()
     engine_for(strategy("continuous+draft", knobs), target, AllAtOnce(requests), ReplayClock()).run()
-    return timed.times_ms[1:]
+    # The first computed the prompts.
+    return timed.steps_ms[num_drafts - 1 :], timed.proposals_ms[1:]
 
 
 def steps_ms(target: TorchExecutor, requests: list[Request]) -> list[float]:
@@ -87,7 +108,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     target = load_executor("bundled", device="cpu", dtype=options.dtype, max_slots=max(options.batch))
-    draft = load_draft(target, "bundled")
+    timed = Timed(load_draft(target, "bundled"))
+    timed.watch()
     prompts, rng = CorpusPrompts(bundled_corpus()), np.random.default_rng(0)
     for batch in options.batch:
         requests = [
@@ -95,14 +117,15 @@ def main() -> None:
             for i in range(batch)
         ]
         plain: list[float] = []
-        one: list[float] = []
-        several: list[float] = []
+        steps: list[float] = []
+        proposals: list[float] = []
+        timed.batch = batch
         for _ in range(options.rounds):
             plain += steps_ms(target, requests)
-            one += proposals_ms(target, draft, requests, 1)
-            several += proposals_ms(target, draft, requests, options.drafts)
-        step, first, whole = (statistics.median(times) for times in (plain, one, several))
-        each = (whole - first) / (options.drafts - 1)
+            more_steps, more_proposals = drafting_ms(target, timed, requests, options.drafts)
+            steps += more_steps
+            proposals += more_proposals
+        step, each, whole = (statistics.median(times) for times in (plain, steps, proposals))
         print(
             f"batch {batch:>2}: target step {step:.2f} ms, draft step {each:.2f} ms, target / draft "
             f"{step / each:.1f}; a proposal of {options.drafts} takes {whole:.2f} ms, with catching up "
