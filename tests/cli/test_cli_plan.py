@@ -444,6 +444,7 @@ def test_a_batch_for_a_prefix_that_is_shared(tunebatch: Any, planned: Any) -> No
         (("gpt2", "--measure"), "gpt2: a config without weights cannot be measured"),
         (("bundled", "--measure", "--gpu", "h100"), "--measure is of this machine"),
         (("bundled", "--measure", "--dtype", "fp8"), "--measure loads float32, bfloat16 or float16, not fp8"),
+        (("bundled", "--measure", "--weights", "1GiB"), "--measure weighs the weights itself"),
         (("bundled", "--measure", "--kv-dtype", "fp8"), "leave out --kv-dtype"),
         ((), "Missing argument 'MODEL...'"),
     ],

@@ -17,6 +17,7 @@ from tunebatch.measure.kv_memory import KvLayout, SequenceLengths
 from tunebatch.measure.memory_plan import Device, MemoryPlan, Setting, activation_bytes, plan_memory
 from tunebatch.models import bundled_target
 from tunebatch.models.architecture import architecture
+from tunebatch.models.parameters import count_parameters
 
 SMALL: dict[str, Any] = {
     "vocab_size": 99,
@@ -41,7 +42,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def planned(config: dict[str, Any], dtype: str) -> MemoryPlan:
     lengths = SequenceLengths("any", np.array([100]), 100.0)
-    return plan_memory("m", architecture(config), Device("d", 2**30, 0.9), lengths, Setting(dtype, dtype))
+    model, device = architecture(config), Device("d", 2**30, 0.9)
+    return plan_memory("m", model, count_parameters(model), device, lengths, Setting(dtype, dtype))
 
 
 def test_the_bundled_model_takes_what_was_predicted() -> None:

@@ -16,6 +16,7 @@ from tunebatch.measure.decode_balance import (
 )
 from tunebatch.measure.gpus import GPUS, gpu_of_driver
 from tunebatch.measure.kv_memory import KvLayout
+from tunebatch.models.architecture import Latent
 
 H100 = Peaks(989e12, 3350e9, "")
 # A million weights of two bytes; two layers of 4 query heads and one KV head.
@@ -82,3 +83,11 @@ def test_measured_steps_tell_where_compute_takes_over() -> None:
     # The same times are more than the weights alone explain.
     assert measured_compute_bound(steps, 900, 0) == 4
     assert measured_compute_bound({1: 1.0, 2: 1.24, 4: 1.26}, 1, 0) == 4
+
+
+def test_heads_work_on_a_latent_itself() -> None:
+    latent = KvLayout(4, 24, (None, None, None), 2, 16, Latent(rank=12, rope=4))
+    work = DecodeWork(weight_bytes=0.0, weight_flops=1000.0, heads=4, layout=latent)
+    # Each of 4 heads in 3 layers: 16 products with the latent, and 12 for the weighted sum of its first 12.
+    assert work.token_flops(10) == 1000 + 2 * 4 * 3 * (16 + 12) * 10
+    assert latent.bytes_read(10) == 3 * 16 * 2 * 10

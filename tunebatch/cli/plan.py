@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from tunebatch.cli.plan_device import AskedDevice
     from tunebatch.cli.plan_lengths import AskedLengths
     from tunebatch.cli.plan_models import ModelConfig
-    from tunebatch.measure.memory_plan import MemoryPlan, Setting
+    from tunebatch.cli.plan_sizes import ModelSizes
+    from tunebatch.measure.kv_memory import SequenceLengths
+    from tunebatch.measure.memory_plan import Device, MemoryPlan, Setting
     from tunebatch.models.architecture import Architecture
     from tunebatch.report.measured_plan import MeasuredPlan
 
@@ -59,6 +61,9 @@ _DTYPE = _text(
 _KV_DTYPE = _text(
     "--kv-dtype", metavar="DTYPE", help="float32, bfloat16, float16, fp8, int8 [as the weights]."
 )
+_WEIGHTS = _text(
+    "--weights", metavar="SIZE", help="What the weights take, such as 14GiB [counted from the config]."
+)
 _TFLOPS = _text("--tflops", metavar="N", help="Peak, 1e12 operations a second; with --bandwidth.")
 _BANDWIDTH = _text("--bandwidth", metavar="GB/S", help="Peak of the memory, 1e9 bytes a second.")
 _BATCHED = typer.Option("--batched-tokens", metavar="N", help="Most tokens of a step, for its activations.")
@@ -76,6 +81,7 @@ class _Widths:
     """What sizes a model's memory beside its config; None: as the config and the device have it.
 
     Attributes:
+        weight_bytes: Of the weights as the user has them; None: counted.
         loaded: The model is to be loaded, in a dtype that is computed in.
     """
 
@@ -84,6 +90,7 @@ class _Widths:
     block_size: int
     batched_tokens: int
     prefix_tokens: int
+    weight_bytes: int | None
     loaded: bool
 
 
@@ -99,6 +106,7 @@ def plan(
     shared_prefix: Annotated[int, _PREFIX] = 0,
     dtype: Annotated[str | None, _DTYPE] = None,
     kv_dtype: Annotated[str | None, _KV_DTYPE] = None,
+    weights: Annotated[str | None, _WEIGHTS] = None,
     tflops: Annotated[float | None, _TFLOPS] = None,
     bandwidth: Annotated[float | None, _BANDWIDTH] = None,
     batched_tokens: Annotated[int, _BATCHED] = 2048,
@@ -109,7 +117,7 @@ def plan(
     quiet: options.Quiet = False,
 ) -> int:
     """Predict from a config alone what a model's weights and KV cache take, and how many sequences fit."""
-    from tunebatch.cli.plan_device import AskedDevice
+    from tunebatch.cli.plan_device import AskedDevice, parse_bytes
     from tunebatch.cli.plan_lengths import AskedLengths
     from tunebatch.cli.plan_models import model_config
 
@@ -128,7 +136,10 @@ def plan(
         )
     lengths = AskedLengths(tokens, workload, prompt_tokens, output_tokens)
     asked = AskedDevice(memory, gpu, utilization, tflops, bandwidth, device)
-    widths = _Widths(dtype, kv_dtype, block_size, batched_tokens, shared_prefix, measure)
+    weight_bytes = None if weights is None else parse_bytes(weights, "--weights")
+    if weights is not None and len(models) > 1:
+        raise CliError(f"--weights {weights}: is of one model; plan the {len(models)} one by one")
+    widths = _Widths(dtype, kv_dtype, block_size, batched_tokens, shared_prefix, weight_bytes, measure)
     found = [model_config(model) for model in models]
     if measure:
         _check_measurable(found, asked, widths)
@@ -147,33 +158,47 @@ def _planned(
 ) -> list[MemoryPlan]:
     from tunebatch.cli.plan_device import planned_device
     from tunebatch.cli.plan_lengths import common_lengths
-    from tunebatch.measure.memory_plan import plan_memory
+    from tunebatch.cli.plan_sizes import model_sizes
 
     device, on_cpu = planned_device(asked)
-    models = [_architecture(one) for one in found]
-    contexts = [(one.name, model.max_context) for one, model in zip(found, models, strict=True)]
+    models = [model_sizes(one) for one in found]
+    contexts = [(one.name, model.architecture.max_context) for one, model in zip(found, models, strict=True)]
     common = common_lengths(lengths, contexts, widths.prefix_tokens)
     return [
-        plan_memory(
-            one.name,
-            model,
-            device,
-            common,
-            _setting(widths, one.name, model, on_cpu),
-            source=one.source,
-            note=one.note,
-        )
-        for one, model in zip(found, models, strict=True)
+        _plan(one, model, device, on_cpu, common, widths) for one, model in zip(found, models, strict=True)
     ]
 
 
-def _architecture(found: ModelConfig) -> Architecture:
-    from tunebatch.models.architecture import ConfigError, architecture
+def _plan(
+    found: ModelConfig,
+    model: ModelSizes,
+    device: Device,
+    on_cpu: bool,
+    lengths: SequenceLengths,
+    widths: _Widths,
+) -> MemoryPlan:
+    from tunebatch.measure.memory_plan import kv_layout, plan_memory
+    from tunebatch.report.plan_text import bytes_text
 
-    try:
-        return architecture(found.config)
-    except ConfigError as error:
-        raise CliError(f"{found.name}: {error}") from None
+    setting = _setting(widths, found.name, model.architecture, on_cpu)
+    if model.parameters is None and widths.weight_bytes is None:
+        per_token = kv_layout(model.architecture, setting).bytes_per_token
+        raise CliError(
+            f"{found.name}: KV of a token is {bytes_text(per_token)} in {setting.kv_dtype} (predicted), but "
+            f"the parameters of model_type {model.architecture.kind!r} cannot be counted; "
+            "say what its weights take, such as --weights 14GiB"
+        )
+    return plan_memory(
+        found.name,
+        model.architecture,
+        model.parameters,
+        device,
+        lengths,
+        setting,
+        given_weight_bytes=widths.weight_bytes,
+        source=found.source,
+        notes=(*model.notes, *filter(None, [found.note])),
+    )
 
 
 def _setting(widths: _Widths, name: str, model: Architecture, on_cpu: bool) -> Setting:
@@ -203,6 +228,8 @@ def _check_measurable(found: list[ModelConfig], asked: AskedDevice, widths: _Wid
         )
     if widths.kv_dtype is not None:
         raise CliError("--measure keeps the KV cache in the dtype of the weights; leave out --kv-dtype")
+    if widths.weight_bytes is not None:
+        raise CliError("--measure weighs the weights itself; leave out --weights")
     for one in found:
         if not one.has_weights:
             raise CliError(

@@ -69,7 +69,7 @@ def planned_device(asked: AskedDevice) -> tuple[Device, bool]:
     return Device(name or "a device", memory, asked.utilization, peaks_16, peaks_32, free), on_cpu
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, flag: str = "--memory") -> int:
     """Bytes of ``80GiB``, ``24 GB`` or ``512MiB``.
 
     Raises:
@@ -77,17 +77,15 @@ def parse_bytes(text: str) -> int:
     """
     found = _SIZE.fullmatch(text)
     if found is None:
-        raise CliError(f"--memory {text!r}: not a size; write it like 80GiB")
+        raise CliError(f"{flag} {text!r}: not a size; write it like 80GiB")
     number, unit = found.groups()
     units = {known.lower(): size for known, size in _UNITS.items()}
     if unit.lower() not in units:
         what = f"the unknown unit {unit!r}" if unit else "no unit"
-        raise CliError(
-            f"--memory {text!r} has {what}; did you mean {number}GiB? (one of {', '.join(_UNITS)})"
-        )
+        raise CliError(f"{flag} {text!r} has {what}; did you mean {number}GiB? (one of {', '.join(_UNITS)})")
     size = int(float(number) * units[unit.lower()])
     if not 1 <= size <= 2**60:
-        raise CliError(f"--memory {text!r}: no memory is that size; write it like 80GiB")
+        raise CliError(f"{flag} {text!r}: no memory is that size; write it like 80GiB")
     return size
 
 

@@ -51,7 +51,7 @@ class DecodeWork:
 
     def token_flops(self, context: float) -> float:
         """Of one token: with the weights, and with each key and value that it sees."""
-        return self.weight_flops + 4.0 * self.heads * self.layout.head_dim * self.layout.visible(context)
+        return self.weight_flops + 2.0 * self.heads * self.layout.products * self.layout.visible(context)
 
 
 def balance_of_weights(work: DecodeWork, peaks: Peaks) -> float:

@@ -1,6 +1,7 @@
 """How many sequences a KV cache holds: arithmetic on bytes, before anything is loaded.
 
     bytes per token = 2 x layers x kv_heads x head_dim x bytes per element
+    of a latent     =     layers x (rank + rope)       x bytes per element
 
 A cache in pages wastes no more than the rest of each sequence's last block (Kwon et al., "PagedAttention",
 SOSP 2023, arXiv:2309.06180).
@@ -16,6 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tunebatch.models.architecture import Latent
+
 Tokens = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bound = Literal["memory", "compute"]
@@ -30,6 +33,7 @@ class KvLayout:
         windows: For each layer how many tokens it sees back; None: all of them.
         element_bytes: Of one number.
         block_size: Tokens of a block.
+        latent: What is kept in place of keys and values; None: those.
     """
 
     kv_heads: int
@@ -37,6 +41,7 @@ class KvLayout:
     windows: tuple[int | None, ...]
     element_bytes: int
     block_size: int = 16
+    latent: Latent | None = None
 
     @property
     def layers(self) -> int:
@@ -53,7 +58,16 @@ class KvLayout:
 
     @property
     def _layer_bytes(self) -> int:
-        return 2 * self.kv_heads * self.head_dim * self.element_bytes
+        numbers = 2 * self.kv_heads * self.head_dim if self.latent is None else self.latent.width
+        return numbers * self.element_bytes
+
+    @property
+    def products(self) -> int:
+        """Multiplications of a query head with a token that it sees: the key's, then the value's.
+
+        Of a latent cache the query is brought to the latent's width instead, so that no keys are made.
+        """
+        return 2 * self.head_dim if self.latent is None else self.latent.width + self.latent.rank
 
     def with_heads(self, kv_heads: int) -> KvLayout:
         """The same layers with another number of heads."""

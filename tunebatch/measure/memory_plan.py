@@ -27,7 +27,7 @@ from tunebatch.measure.kv_memory import (
 )
 from tunebatch.measure.kv_room import cpu_kv_bytes
 from tunebatch.models.architecture import Architecture
-from tunebatch.models.parameters import Parameters, count_parameters
+from tunebatch.models.parameters import Parameters
 
 # Bytes of a number. Below 16 bits it is the layers' matrices that are so small; embeddings, norms and the
 # head stay in 16 bits, as in published FP8, GPTQ and AWQ checkpoints. Their scales are not counted.
@@ -131,20 +131,24 @@ class MemoryPlan:
 
     Attributes:
         source: Where the config is from.
+        parameters: None: they cannot be counted.
+        weights_given: The bytes of the weights are the user's, not counted.
         left_bytes: On a CPU: what the executor leaves to others of the memory that it could use.
         kv_room_bytes: Below 0 where the weights do not fit.
+        forms: None of a latent, which all heads share.
     """
 
     name: str
     source: str
-    note: str
+    notes: tuple[str, ...]
     architecture: Architecture
-    parameters: Parameters
+    parameters: Parameters | None
     setting: Setting
     device: Device
     lengths: SequenceLengths
     layout: KvLayout
     weight_bytes: int
+    weights_given: bool
     activation_bytes: int
     left_bytes: int
     kv_room_bytes: int
@@ -162,28 +166,35 @@ class MemoryPlan:
 def plan_memory(
     name: str,
     model: Architecture,
+    parameters: Parameters | None,
     device: Device,
     lengths: SequenceLengths,
     setting: Setting,
     *,
+    given_weight_bytes: int | None = None,
     source: str = "",
-    note: str = "",
+    notes: tuple[str, ...] = (),
 ) -> MemoryPlan:
-    """Predicts what fits. The lengths are without the prefix, and fit the model's context with it."""
-    parameters = count_parameters(model)
-    layout = KvLayout(
-        model.kv_heads, model.head_dim, model.windows, KV_BYTES[setting.kv_dtype], setting.block_size
-    )
-    weights = weight_bytes(parameters, setting.dtype)
+    """Predicts what fits. The lengths are without the prefix, and fit the model's context with it.
+
+    Args:
+        parameters: None: they cannot be counted, and ``given_weight_bytes`` says what they take.
+        given_weight_bytes: Of the weights as the user has them; None: counted.
+    """
+    layout = kv_layout(model, setting)
+    weights = given_weight_bytes
+    if weights is None:
+        assert parameters is not None, "neither parameters nor the bytes of the weights"
+        weights = weight_bytes(parameters, setting.dtype)
     activations = activation_bytes(model, setting.batched_tokens, WEIGHT_BYTES[setting.dtype])
     most, prefix = device.usable_bytes - weights - activations, setting.prefix_tokens
     room = _room(most, device, weights, layout.bytes_per_token * model.max_context)
-    decode = _balance(model, parameters, device, lengths, setting, layout)
+    decode = None if parameters is None else _balance(model, parameters, device, lengths, setting, layout)
     by_compute = None if decode is None else decode.with_kv
     return MemoryPlan(
         name=name,
         source=source,
-        note=note,
+        notes=notes,
         architecture=model,
         parameters=parameters,
         setting=setting,
@@ -191,13 +202,26 @@ def plan_memory(
         lengths=lengths,
         layout=layout,
         weight_bytes=weights,
+        weights_given=given_weight_bytes is not None,
         activation_bytes=activations,
         left_bytes=most - room,
         kv_room_bytes=room,
         num_blocks=max(0, room) // layout.bytes_per_block,
         fits=fits(room, layout, lengths, prefix, by_compute),
-        forms=_forms(model, room, layout, lengths, prefix),
+        forms=() if model.latent is not None else _forms(model, room, layout, lengths, prefix),
         decode=decode,
+    )
+
+
+def kv_layout(model: Architecture, setting: Setting) -> KvLayout:
+    """What a cache keeps of the model."""
+    return KvLayout(
+        model.kv_heads,
+        model.head_dim,
+        model.windows,
+        KV_BYTES[setting.kv_dtype],
+        setting.block_size,
+        model.latent,
     )
 
 

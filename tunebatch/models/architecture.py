@@ -18,6 +18,29 @@ class ConfigError(ValueError):
     """A config that cannot be planned with, and why, in one line."""
 
 
+class NotCountedError(ConfigError):
+    """A decoder it may be, but its parameters do not follow from its sizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """What a layer keeps of a token where keys and values are made from it when they are read.
+
+    Multi-head latent attention (DeepSeek-AI, "DeepSeek-V2", 2024, arXiv:2405.04434, section 2.1).
+
+    Attributes:
+        rank: Numbers that keys and values of all heads are made from (``kv_lora_rank``).
+        rope: Numbers of the rotated key that all heads share (``qk_rope_head_dim``).
+    """
+
+    rank: int
+    rope: int
+
+    @property
+    def width(self) -> int:
+        return self.rank + self.rope
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """The sizes of a decoder.
@@ -33,6 +56,7 @@ class Architecture:
             ``int8``, ``int4``, or the config's own name of a method that is not counted; None: they are not.
         num_experts: Of a layer; 0: one MLP.
         experts_per_token: How many of them a token goes through.
+        latent: What its cache keeps of a token in place of keys and values; None: those.
     """
 
     kind: str
@@ -53,20 +77,33 @@ class Architecture:
     num_experts: int = 0
     experts_per_token: int = 0
     quantized: str | None = None
+    latent: Latent | None = None
 
     @property
     def family(self) -> Family:
-        return FAMILIES[self.kind]
+        """Llama's where the kind is not among those whose parameters are counted."""
+        return FAMILIES.get(self.kind, FAMILIES["llama"])
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
     """The sizes that a ``config.json`` describes.
 
     Raises:
-        ConfigError: An architecture that cannot be served or counted, or a key that is missing or impossible.
+        NotCountedError: Its parameters cannot be counted, or it is a part of a larger model.
+        ConfigError: An architecture that cannot be served, or a key that is missing or impossible.
     """
     kind = _kind(config)
-    family = FAMILIES[kind]
+    return decoder_sizes(kind, FAMILIES[kind], config)
+
+
+def decoder_sizes(
+    kind: str, family: Family, config: Mapping[str, Any], latent: Latent | None = None
+) -> Architecture:
+    """The sizes under the keys that the family has for them.
+
+    Raises:
+        ConfigError: A key is missing or impossible.
+    """
     layers = _whole(config, family, "num_hidden_layers", most=_MOST_LAYERS)
     hidden = _whole(config, family, "hidden_size")
     heads = _whole(config, family, "num_attention_heads")
@@ -90,6 +127,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         num_experts=num_experts,
         experts_per_token=experts_per_token,
         quantized=_quantized(config),
+        latent=latent,
     )
 
 
@@ -97,28 +135,29 @@ def _kind(config: Mapping[str, Any]) -> str:
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ConfigError("no model_type in the config; is it a Hugging Face config.json?")
-    why = why_unservable(
-        kind,
-        encoder_decoder=bool(config.get("is_encoder_decoder", False)),
-        multimodal="vision_config" in config or "audio_config" in config,
-    )
+    encoder_decoder = bool(config.get("is_encoder_decoder", False))
+    why = why_unservable(kind, encoder_decoder=encoder_decoder, multimodal=False)
     if why is not None:
         raise ConfigError(why)
+    multimodal = "vision_config" in config or "audio_config" in config
+    why = why_unservable(kind, encoder_decoder=encoder_decoder, multimodal=multimodal)
+    if why is not None:
+        raise NotCountedError(why)
     if kind not in FAMILIES:
-        raise ConfigError(
+        raise NotCountedError(
             f"the parameters of model_type {kind!r} cannot be counted; known: {', '.join(sorted(FAMILIES))}"
         )
     if kind == "opt" and not (
         config.get("do_layer_norm_before", True)
         and config.get("word_embed_proj_dim") in (None, config.get("hidden_size"))
     ):
-        raise ConfigError("an opt with projected embeddings or norms behind its layers is not counted")
+        raise NotCountedError("an opt with projected embeddings or norms behind its layers is not counted")
     if kind == "qwen3_moe" and (
         config.get("mlp_only_layers")
         or config.get("decoder_sparse_step", 1) != 1
         or config.get("use_sliding_window")
     ):
-        raise ConfigError("a qwen3_moe with a window, or with layers without experts, is not counted")
+        raise NotCountedError("a qwen3_moe with a window, or with layers without experts, is not counted")
     return kind
 
 

@@ -14,7 +14,6 @@ SCHEMA = "tunebatch.memory_plan.v1"
 def plan_json(plan: MemoryPlan) -> dict[str, Any]:
     """Names carry their units; None where a number does not exist."""
     model, device, lengths, fits = plan.architecture, plan.device, plan.lengths, plan.fits
-    formats = [dtype for dtype in WEIGHT_BYTES if dtype != "mxfp4" or model.num_experts]
     return {
         "model": plan.name,
         "source": plan.source,
@@ -25,6 +24,7 @@ def plan_json(plan: MemoryPlan) -> dict[str, Any]:
             "heads": model.heads,
             "kv_heads": model.kv_heads,
             "head_dim": model.head_dim,
+            "latent_width": None if model.latent is None else model.latent.width,
             "max_context": model.max_context,
             "windowed_layers": sum(window is not None for window in model.windows),
             "num_experts": model.num_experts,
@@ -37,10 +37,11 @@ def plan_json(plan: MemoryPlan) -> dict[str, Any]:
         },
         "setting": asdict(plan.setting),
         "predicted": {
-            "parameters": plan.parameters.total,
-            "active_parameters": plan.parameters.active,
+            "parameters": None if plan.parameters is None else plan.parameters.total,
+            "active_parameters": None if plan.parameters is None else plan.parameters.active,
             "weight_bytes": plan.weight_bytes,
-            "weight_bytes_by_dtype": {dtype: weight_bytes(plan.parameters, dtype) for dtype in formats},
+            "weight_bytes_given": plan.weights_given,
+            "weight_bytes_by_dtype": _weight_bytes_by_dtype(plan),
             "activation_bytes": plan.activation_bytes,
             "kv_bytes_per_token": plan.layout.bytes_per_token,
             "left_bytes": plan.left_bytes,
@@ -64,6 +65,13 @@ def plan_json(plan: MemoryPlan) -> dict[str, Any]:
         "reason": reason(plan),
         "notes": notes(plan),
     }
+
+
+def _weight_bytes_by_dtype(plan: MemoryPlan) -> dict[str, int] | None:
+    if plan.parameters is None:
+        return None
+    formats = [dtype for dtype in WEIGHT_BYTES if dtype != "mxfp4" or plan.architecture.num_experts]
+    return {dtype: weight_bytes(plan.parameters, dtype) for dtype in formats}
 
 
 def _decode(decode: DecodeBalance) -> dict[str, Any]:

@@ -62,8 +62,9 @@ def measured_notes(taken: MeasuredPlan) -> list[str]:
 def _sizes(plan: MemoryPlan, taken: MeasuredPlan) -> list[tuple[str, int, int]]:
     memory = taken.memory
     step = f"{memory.activation_tokens:,} tokens"
+    counted = plan.parameters
     return [
-        ("parameters", plan.parameters.total, memory.parameters),
+        *([] if counted is None else [("parameters", counted.total, memory.parameters)]),
         (f"bytes of the weights in {memory.dtype}", plan.weight_bytes, memory.weight_bytes),
         (
             f"bytes of the activations of a step of {step}",

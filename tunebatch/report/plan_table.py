@@ -40,16 +40,24 @@ def plan_table(plans: Sequence[MemoryPlan]) -> Table:
 
 def _model() -> Group:
     return [
-        ("parameters", lambda p: count_text(p.parameters.total)),
-        (
-            "  of them a token goes through",
-            lambda p: count_text(p.parameters.active) if p.architecture.num_experts else _NOTHING,
-        ),
-        ("query heads / KV heads", lambda p: f"{p.architecture.heads} / {p.architecture.kv_heads}"),
+        ("parameters", lambda p: _NOTHING if p.parameters is None else count_text(p.parameters.total)),
+        ("  of them a token goes through", _active),
+        ("query heads / KV heads", _head_counts),
         ("dtype of the weights", lambda p: p.setting.dtype),
         ("dtype of the KV cache", lambda p: p.setting.kv_dtype),
         ("KV of a token", lambda p: bytes_text(p.layout.bytes_per_token)),
     ]
+
+
+def _active(plan: MemoryPlan) -> str:
+    if plan.parameters is None or not plan.architecture.num_experts:
+        return _NOTHING
+    return count_text(plan.parameters.active)
+
+
+def _head_counts(plan: MemoryPlan) -> str:
+    model = plan.architecture
+    return f"{model.heads} / {model.kv_heads if model.latent is None else 'a latent'}"
 
 
 def _room(plan: MemoryPlan) -> Group:
@@ -57,7 +65,7 @@ def _room(plan: MemoryPlan) -> Group:
     step = f"{plan.setting.batched_tokens:,} tokens"
     return [
         (f"device memory, {share}", lambda p: bytes_text(p.device.usable_bytes)),
-        ("- weights", lambda p: bytes_text(p.weight_bytes)),
+        ("- weights", lambda p: bytes_text(p.weight_bytes) + " (as given)" * p.weights_given),
         (f"- activations of a step of {step}, roughly", lambda p: bytes_text(p.activation_bytes)),
         (
             "- what the executor leaves to others on a CPU",

@@ -60,6 +60,8 @@ def reason(plan: MemoryPlan, measured: MeasuredPlan | None = None) -> str:
 
 
 def _compute(plan: MemoryPlan) -> str:
+    if plan.parameters is None:
+        return "where compute takes over is not known, as its parameters are not counted"
     if plan.decode is None:
         return "where compute takes over is not known without --gpu, or --tflops and --bandwidth"
     batch, context = plan.decode.with_kv, f"{plan.decode.context:,.0f} tokens of context"
@@ -84,14 +86,13 @@ def _measured_compute(measured: MeasuredPlan) -> str:
 
 def notes(plan: MemoryPlan) -> list[str]:
     """What else there is to know about the numbers of one model; the lengths are those of all."""
-    found = [*_window_notes(plan), *_format_notes(plan)]
+    found = [*_window_notes(plan), *_latent_notes(plan), *_format_notes(plan)]
     if plan.device.cpu_free_bytes is not None:
         found.append(
             f"on this CPU the executor takes {bytes_text(CPU_KV_BYTES)} for keys and values, or {CONTEXTS} "
             f"of the longest sequences, and at most {CPU_SHARE:.0%} of the memory that is free"
         )
-    if plan.note:
-        found.append(plan.note)
+    found += plan.notes
     return [*plan.lengths.notes, *(f"{plan.name}: {note}" for note in found)]
 
 
@@ -122,6 +123,18 @@ def _window_notes(plan: MemoryPlan) -> list[str]:
         return [f"{told}, which bounds nothing at these lengths"]
     return [
         f"{told}, which bounds their KV; max_batch_size is for a cache that keeps all, as this engine's does"
+    ]
+
+
+def _latent_notes(plan: MemoryPlan) -> list[str]:
+    model, latent = plan.architecture, plan.architecture.latent
+    if latent is None:
+        return []
+    expanded = 2 * model.kv_heads * model.head_dim
+    return [
+        f"multi-head latent attention: KV counts in the latent layout, {latent.rank} + {latent.rope} numbers "
+        f"of a token in each layer, the same for all heads; keys and values of the {model.heads} heads, as "
+        f"engines without it keep them, would be {expanded / latent.width:.3g} times as many"
     ]
 
 
