@@ -318,6 +318,18 @@ def test_measured_as_json(planned: Any, loaded: Taken) -> None:
     assert small["measured"]["max_batch_size"] == 0 < small["predicted"]["max_batch_size"]
 
 
+def test_a_named_shape_is_measured_with_random_weights(tunebatch: Any, planned: Any, loaded: Taken) -> None:
+    shown = tunebatch("plan", "llama-8m", "--measure", "--device", "cpu", "--tokens", "160").out
+    assert shown.startswith("llama-8m (random weights) on this machine's CPU")
+    assert "(from the measured KV room)" in shown.splitlines()[0]
+    assert "\nllama-8m (random weights)  parameters" in shown
+    (told,) = planned("llama-8m", "--measure", "--device", "cpu", "--tokens", "160")
+    assert told["model"] == "llama-8m (random weights)" and told["measured"]["num_blocks"] == 100
+    # Only what is loaded has them.
+    (predicted,) = planned("llama-8m", "--device", "cpu", "--tokens", "160")
+    assert predicted["model"] == "llama-8m" and "measured" not in predicted
+
+
 def test_on_this_cpu_the_room_is_what_the_executor_takes(
     planned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,10 +453,14 @@ def test_a_batch_for_a_prefix_that_is_shared(tunebatch: Any, planned: Any) -> No
         ((*LLAMA, "--block-size", "0"), "--block-size 0: must be at least 1"),
         ((*LLAMA, "--prompt-tokens", "16-256"), "--prompt-tokens '16-256': a range needs its law"),
         ((*LLAMA, "--dtype", "mxfp4"), "--dtype mxfp4: is of experts, and llama-3.1-8b has none"),
-        (("gpt2", "--measure"), "gpt2: a config without weights cannot be measured"),
+        (
+            ("bare.json", "--measure"),
+            "bare.json: a config without weights cannot be measured; give a folder, a hub id, 'bundled' or a "
+            "named shape",
+        ),
+        (("bundled", "--measure", "--weights", "1GiB"), "--measure weighs the weights itself"),
         (("bundled", "--measure", "--gpu", "h100"), "--measure is of this machine"),
         (("bundled", "--measure", "--dtype", "fp8"), "--measure loads float32, bfloat16 or float16, not fp8"),
-        (("bundled", "--measure", "--weights", "1GiB"), "--measure weighs the weights itself"),
         (("bundled", "--measure", "--kv-dtype", "fp8"), "leave out --kv-dtype"),
         ((), "Missing argument 'MODEL...'"),
     ],
@@ -454,6 +470,7 @@ def test_refusals_are_one_line(tunebatch: Any, tmp_path: Path, arguments: tuple[
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "bare.json").write_text((bundled_target() / "config.json").read_text())
     (tmp_path / "t5.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
     (tmp_path / "part.json").write_text('{"model_type": "llama", "num_hidden_layers": 2}')
     done = tunebatch("plan", *arguments)

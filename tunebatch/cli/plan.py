@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -143,6 +143,7 @@ def plan(
     found = [model_config(model) for model in models]
     if measure:
         _check_measurable(found, asked, widths)
+        found = [replace(one, name=one.loaded_name or one.name) for one in found]
     plans = _planned(found, asked, lengths, widths)
     measured = [_measured(one, made, asked) for one, made in zip(found, plans, strict=True) if measure]
     if json:
@@ -231,10 +232,10 @@ def _check_measurable(found: list[ModelConfig], asked: AskedDevice, widths: _Wid
     if widths.weight_bytes is not None:
         raise CliError("--measure weighs the weights itself; leave out --weights")
     for one in found:
-        if not one.has_weights:
+        if not one.has_weights and one.loaded_name is None:
             raise CliError(
                 f"{one.given}: a config without weights cannot be measured; "
-                "give a folder, a hub id or 'bundled'"
+                "give a folder, a hub id, 'bundled' or a named shape"
             )
 
 

@@ -21,8 +21,9 @@ class ModelConfig:
     Attributes:
         name: For people.
         source: Where the config is from.
-        has_weights: The model can be loaded under ``given``.
+        has_weights: The model can be loaded under ``given`` with weights of its own.
         given: What the user wrote.
+        loaded_name: Of what random weights make of a named shape; None: they cannot be made.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelConfig:
     has_weights: bool
     given: str
     note: str = ""
+    loaded_name: str | None = None
 
 
 def model_config(model: str) -> ModelConfig:
@@ -57,7 +59,8 @@ def model_config(model: str) -> ModelConfig:
         return _from_file(path, path.stem if path.stem != "config" else path.resolve().parent.name, model)
     shape = named_shape(model)
     if shape is not None:
-        return ModelConfig(shape.name, f"config of {shape.source}", shape.config, False, model, shape.note)
+        source = f"config of {shape.source}"
+        return ModelConfig(shape.name, source, shape.config, False, model, shape.note, shape.shown)
     if model.count("/") == 1 and not path.is_absolute() and not model.startswith((".", "~")):
         return _from_hub(model)
     from tunebatch.profile import nearest
