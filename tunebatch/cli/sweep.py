@@ -143,6 +143,8 @@ def sweep(
             f"--out {folder}: holds a sweep; go on with --resume {folder}, or choose another folder"
         )
     output.check_folder(folder)
+    if resume is not None:
+        sweep_folder.refuse_in_use(folder)
     try:
         return search(asked, call, folder, telemetry, json, quiet)
     except Exception as error:
