@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,6 +116,8 @@ def make_folder(folder: Path) -> None:
 def make_trace_folder(trace: Path) -> None:
     """Before anything is measured, like `make_folder`; a file that is no trace of a run is not replaced.
 
+    Tries to make a file there: who may do everything is told so of folders, too, that take none.
+
     Raises:
         CliError: ``--trace`` names no file that can be written.
     """
@@ -129,10 +132,18 @@ def make_trace_folder(trace: Path) -> None:
         )
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{trace.name}.", suffix=".tmp", dir=trace.parent):
+            pass
     except OSError as error:
-        raise CliError(f"--trace {trace}: {(error.strerror or str(error)).lower()}") from error
-    if not os.access(trace.parent, os.W_OK):
-        raise CliError(f"--trace {trace}: {trace.parent} is not writable")
+        raise CliError(f"--trace {trace}: {_why_not(trace.parent, error)}") from error
+
+
+def _why_not(folder: Path, error: OSError) -> str:
+    """Why nothing can be made in a folder; a system's own folder only says that there is no such file."""
+    there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    return f"{there} is not writable ({(error.strerror or str(error)).lower()})"
 
 
 def write_json(path: Path, data: Any) -> None:
