@@ -82,7 +82,7 @@ CASES = {
         ["--draft ./none: no folder"],
     ),
     "no draft model": (["run", "mixed+draft", "-m", "./mine"], ["tokenizer of ./mine", "with +ngram"]),
-    "no folder": (["compare", "-o", "/dev/null/there"], ["--out /dev/null/there: not a directory"]),
+    "no folder": (["compare", "-o", "/dev/null/there"], ["--out /dev/null/there: /dev/null is not a folder"]),
 }
 MINE = "[workload]\nprompt_tokens = 9\noutput_tokens = 4\nrequests = 100\n"
 OF_THE_LOADER = {"model", "GPU"}  # which it refuses before it reads weights
