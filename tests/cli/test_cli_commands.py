@@ -438,7 +438,7 @@ def test_what_cannot_be_written_is_shown_all_the_same(
     kept = result.write_result
 
     def full(what: Any, directory: Any) -> Path:
-        if "trials" in Path(directory).parts:
+        if "runs" in Path(directory).parts:
             return kept(what, directory)
         try:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
