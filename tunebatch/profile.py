@@ -130,6 +130,8 @@ def load_profile(
 
 
 def _read(path_or_name: str | os.PathLike[str]) -> tuple[Values, str, str]:
+    if not str(path_or_name).strip():
+        raise ProfileError(f"no profile is named; give a TOML file or one of {', '.join(profile_names())}")
     path = Path(path_or_name)
     if not path.is_file():
         named = _profiles_folder() / f"{path_or_name}.toml"

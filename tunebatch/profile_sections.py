@@ -14,6 +14,7 @@ from tunebatch.workload.spec import ArrivalKind
 
 Objective = Literal["capacity", "throughput"]
 Sampler = Literal["auto", "gp", "tpe", "random"]
+Backend = Literal["auto", "triton", "flashinfer", "flash-attn-3", "compiled", "packed", "reference"]
 
 _TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*")
 _TIME_UNITS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
@@ -100,7 +101,7 @@ class ModelSection(Section):
     name: str = Field("bundled", min_length=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    backend: str = "auto"
+    backend: Backend = "auto"
     compile: bool = False
     draft: str = Field("auto", min_length=1)
     acceptance: Annotated[tuple[float, ...], BeforeValidator(_rates)] = ()

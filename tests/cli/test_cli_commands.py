@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from itertools import chain, repeat
 from pathlib import Path
@@ -411,11 +412,23 @@ def test_a_place_that_cannot_be_written_is_told_before_loading(
     Path("file").write_text("")
     for out in ("file/there", "file"):
         done = tunebatch(*command, "-o", out)
-        assert done.code == 2 and f"error: --out {out}: not a directory" in done.err
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    done = tunebatch(*command, "-o", "new/there")
-    assert done.code == 2 and "error: --out new/there: " in done.err and "is not writable" in done.err
-    assert fake_model == [] and not Path("new").exists()
+        assert done.code == 2 and done.err.startswith(f"error: --out {out}: ") and "not a folder" in done.err
+    done = tunebatch(*command, "-o", f"new/{'x' * 300}")
+    assert done.code == 2 and "new is not writable (file name too long)" in done.err
+    for out in ("/proc/there", "/proc/there/deeper"):
+        if Path("/proc/self").exists():  # where not even root makes a folder
+            done = tunebatch(*command, "-o", out)
+            assert done.code == 2 and f"error: --out {out}: /proc is not writable (no such" in done.err
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    Path("old").mkdir()
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    done = tunebatch(*command, "-o", "old")
+    assert done.code == 2 and done.err == "error: --out old: old is not writable (permission denied)\n"
+    assert tunebatch(*command, "-o", "new/there").code == 2
+    assert fake_model == [] and Path("old").exists() and not Path("new").exists()
 
 
 @pytest.mark.parametrize("command", [["run"], ["compare", "--strategy", "all"], QUICK_SWEEP])
@@ -425,7 +438,7 @@ def test_what_cannot_be_written_is_shown_all_the_same(
     kept = result.write_result
 
     def full(what: Any, directory: Any) -> Path:
-        if "trials" in Path(directory).parts:
+        if "runs" in Path(directory).parts:
             return kept(what, directory)
         try:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
+from tunebatch.measure import result
+from tunebatch.measure.result import ResultError
+from tunebatch.report import perfetto
 from tunebatch.report.perfetto import is_trace
+
+PROC = pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that root may write, but cannot")
 
 
 def tracks(file: str) -> set[str]:
@@ -43,7 +48,9 @@ def test_a_comparison_leaves_one_for_each_strategy(tunebatch: Any) -> None:
     [
         ("folder", "a folder; name a file, such as folder/trace.json"),
         ("azure.csv", "is no trace of a run, and it would be replaced"),
-        ("azure.csv/trace.json", "file exists"),
+        ("azure.csv/trace.json", "azure.csv is not a folder"),
+        pytest.param("/proc/trace.json", "/proc is not writable (no such file or directory)", marks=PROC),
+        (f"folder/{'x' * 250}", "folder is not writable (file name too long)"),
     ],
 )
 @pytest.mark.parametrize("command", [["run"], ["compare", "--strategy", "static"]])
@@ -55,7 +62,22 @@ def test_what_cannot_be_written_is_refused_before_anything_is_loaded(
     done = tunebatch(*command, "--trace", name)
     assert done.code == 2 and done.err.startswith(f"error: --trace {name}: ") and says in done.err
     assert done.err.count("\n") == 1 and not fake_model
-    assert Path("azure.csv").read_text().startswith("TIMESTAMP")
+    assert Path("azure.csv").read_text().startswith("TIMESTAMP") and os.listdir("folder") == []
+
+
+@pytest.mark.parametrize("command", [["run", "static"], ["compare", "--strategy", "static"]])
+def test_where_the_results_are_is_said_though_the_trace_could_not_be_written(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise ResultError("could not write t.json: input/output error")
+
+    monkeypatch.setattr(perfetto, "write_trace", full)
+    done = tunebatch(*command, "-o", "here", "--trace", "t.json", "-q")
+    assert done.code == 2 and "static" in done.out
+    assert done.err == "written: here\nerror: could not write t.json: input/output error\n"
+    monkeypatch.setattr(result, "write_result", full)
+    assert "written" not in tunebatch(*command, "-o", "here", "-q").err
 
 
 def test_saved_results_have_nothing_to_trace(tunebatch: Any) -> None:

@@ -26,6 +26,35 @@ CASES = {
     "knob's unit": (["run", "--set", "max_batch_size=16seqs"], ["not a number", "max_batch_size=16"]),
     "delay's unit": (["run", "dynamic", "--set", "max_delay_s=50mz"], ["unknown unit 'mz'", "50ms"]),
     "requests": (["run", "--requests", "0"], ["error: --requests 0: impossible", "nearest valid value is 1"]),
+    "no strategy": (
+        ["run", ""],
+        ["'': no strategy is named", "one of sequential, static", "vllm-v0"],
+    ),
+    "only a feature": (
+        ["run", "+prefix"],
+        ["no strategy before the first '+'", "one of sequential"],
+    ),
+    "no folder named": (["run", "-o", ""], ["error: --out is empty; name a folder"]),
+    "no profile": (["run", "-p", ""], ["error: no profile is named; give a TOML file or one of chat-p99,"]),
+    "no profile of a sweep": (["sweep", "-p", ""], ["error: no profile is named; "]),
+    "backend": (["run", "--backend", "pakced"], ["--backend pakced: unknown value; did you mean 'packed'"]),
+    "knob given twice": (
+        ["run", "-s", "max_batch_size=4", "-s", "max_batch_size=auto"],
+        ["error: --set max_batch_size is given twice; keep one of '4' and 'auto'"],
+    ),
+    "strategy given twice": (
+        ["compare", "--strategy", "static", "--strategy", "static"],
+        ["error: --strategy static, static: static is given twice; leave one out"],
+    ),
+    "strategy given twice in other words": (
+        ["sweep", "--strategy", "mixed+ngram+prefix", "--strategy", "mixed+prefix+ngram"],
+        ["mixed+prefix+ngram is given twice"],
+    ),
+    "all given twice": (["compare", "--strategy", "all", "--strategy", "all"], ["all is given twice"]),
+    "endless batch": (
+        ["run", "-s", "max_batch_size=1e20"],
+        ["max_batch_size = 1e+20: there are 64 batch slots; the nearest valid value is 64, or for more"],
+    ),
     "empty feature": (["run", "mixed+"], ["no feature after a '+'", "nearest is 'mixed'", "prefix, ngram"]),
     "several strategies": (["run", "all+prefix"], ["one strategy", "compare --strategy all+prefix"]),
     "impossible knob": (
@@ -82,7 +111,7 @@ CASES = {
         ["--draft ./none: no folder"],
     ),
     "no draft model": (["run", "mixed+draft", "-m", "./mine"], ["tokenizer of ./mine", "with +ngram"]),
-    "no folder": (["compare", "-o", "/dev/null/there"], ["--out /dev/null/there: not a directory"]),
+    "no folder": (["compare", "-o", "/dev/null/there"], ["--out /dev/null/there: /dev/null is not a folder"]),
 }
 MINE = "[workload]\nprompt_tokens = 9\noutput_tokens = 4\nrequests = 100\n"
 OF_THE_LOADER = {"model", "GPU"}  # which it refuses before it reads weights

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from cli_fake import FakeExecutor
 
+from tunebatch.tune.journal_file import only_writer
+
 QUICK = ["--objective", "throughput", "--slo", "p90_ttft<=1min", "--trials", "2"]
 
 
@@ -38,6 +40,20 @@ def test_a_refused_resume_leaves_the_call_as_it_was_and_loads_nothing(
         assert Path("here/command.json").read_bytes() == before and fake_model == []
     assert tunebatch("sweep", "--resume", "here", "--trials", "3").code == 0
     assert kept("here")["flags"]["search"]["trials"] == 3
+
+
+def test_a_sweep_that_another_process_goes_on_with_is_refused_before_anything_is_loaded(
+    tunebatch: Any, fake_model: list[str]
+) -> None:
+    assert tunebatch("sweep", "-p", "smoke", *QUICK, "-o", "here").code == 0
+    fake_model.clear()
+    with only_writer(Path("here")):
+        done = tunebatch("sweep", "--resume", "here", "--trials", "3")
+    assert done.code == 2 and fake_model == [] and kept("here")["flags"]["search"]["trials"] == 2
+    assert done.err == (
+        "error: here: another sweep is at work there; wait for it, or choose another folder\n"
+    )
+    assert tunebatch("sweep", "--resume", "here", "--trials", "3").code == 0
 
 
 @pytest.mark.parametrize("beside", [True, False])

@@ -97,6 +97,23 @@ def found(name: str, **rest: Any) -> TrialFacts:
     return trial(name, **{"capacity": 9.0, "met": True, "rates": ((9.0, True),), **rest})
 
 
+def test_who_only_seemed_better_than_the_winner_is_named(asked: Profile) -> None:
+    winner = found("sequential", confirmed=(9.0,), rates=((9.0, True), (9.5, False)))
+    for rest, told in (
+        ({"capacity": 12.0}, True),
+        ({"capacity": 12.0, "confirmed": (0.0,)}, False),
+        ({"capacity": 12.0, "origin": "random"}, False),
+        ({"capacity": 8.0}, False),
+    ):
+        outcome = dataclasses.replace(outcome_of(winner, found("static", **rest)), winner=winner)
+        line = (
+            "static  batch 32, 2048 tokens seemed better in the search, 12.0 req/s to the winner's 9.00, but "
+            "was not confirmed on a fresh seed: give it more --time"
+        )
+        seemed = [one for one in caveats(outcome, asked) if "seemed" in one]
+        assert seemed == ([line] if told else [])
+
+
 def test_who_may_serve_more_than_the_winner_is_named_with_it(asked: Profile, run_result: RunResult) -> None:
     winner = found("sequential", confirmed=(9.0,), rates=((9.0, True), (9.5, False)))
     for rates, told in ((((8.0, True),), True), (((8.0, True), (8.5, False)), False)):

@@ -35,7 +35,7 @@ def test_what_is_switched_off_is_not_told() -> None:
     ("name", "knobs", "says"),
     [
         ("continous", {}, "did you mean 'continuous'"),
-        ("", {}, "unknown strategy ''"),
+        ("", {}, "no strategy is named"),
         ("two\nlines", {}, "unknown strategy"),
         ("static", {"max_batchsize": 4}, "did you mean 'max_batch_size'"),
         ("static", {"max_delay_s": 1}, "has no knob 'max_delay_s'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import library_stand_ins
 import pytest
@@ -20,6 +20,7 @@ from tunebatch.execute.torch.attention.asked import Asked, asked_by
 from tunebatch.execute.torch.attention.base import AttentionBackend, StepContext, Variant
 from tunebatch.execute.torch.attention.reference import Reference
 from tunebatch.execute.torch.load import ModelError, serve
+from tunebatch.profile_sections import Backend
 
 HOPPER, AMPERE, TURING = (9, 0), (8, 6), (7, 5)
 CPU = torch.device("cpu")
@@ -34,6 +35,10 @@ STAND_INS: dict[str, Callable[[], AttentionBackend]] = {
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flashinfer, "installed", lambda: library_stand_ins)
     monkeypatch.setattr(flash3, "installed", lambda: library_stand_ins.flash_attn_with_kvcache)
+
+
+def test_a_profile_may_name_each_backend() -> None:
+    assert set(get_args(Backend)) == {"auto", *attention.BACKENDS, *choice.OPTIONAL}
 
 
 # A window in all layers; windows and soft-caps in some; a plain one with grouped heads.

@@ -185,6 +185,10 @@ def broken(change: dict[str, Any] | None = None, **ours: Any) -> dict[str, Any]:
     return data  # type: ignore[no-any-return]
 
 
+def with_metrics(**changed: Any) -> dict[str, Any]:
+    return broken(metrics={**broken()["tunebatch"]["metrics"], **changed})
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
@@ -195,7 +199,22 @@ def broken(change: dict[str, Any] | None = None, **ours: Any) -> dict[str, Any]:
         (broken(strategy=3), "tunebatch.strategy"),
         (broken(metrics={}), "tunebatch.metrics.duration_s"),
         (broken(slo="p99_ttft<=1s"), "tunebatch.slo"),
-        (broken(environment={"load": float("nan")}), "not a plain JSON value"),
+        (
+            broken(environment={"load": float("nan")}),
+            "environment.load: NaN is not a finite number",
+        ),
+        (broken(environment={"load": {1, 2}}), "not a plain JSON value"),
+        (broken({"output_throughput": -5}), "output_throughput: -5 is impossible; the nearest possible"),
+        (with_metrics(output_throughput=-5.0), "tunebatch.metrics.output_throughput: -5.0 is impossible"),
+        (
+            with_metrics(bubble=1.5),
+            "metrics.bubble: 1.5 is impossible; the nearest possible value is 1",
+        ),
+        (with_metrics(num_steps=-1), "tunebatch.metrics.num_steps: -1 is impossible"),
+        (
+            with_metrics(mean_batch=float("inf")),
+            "metrics.mean_batch: Infinity is not a finite number",
+        ),
     ],
 )
 def test_what_is_not_a_result_is_refused_in_one_line(data: Any, says: str) -> None:
@@ -208,7 +227,12 @@ def test_what_is_not_a_result_is_refused_in_one_line(data: Any, says: str) -> No
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "not valid JSON"), ('{"schema": NaN}', "NaN"), ("{}", "no schema"), ("\udcff", "not valid JSON")],
+    [
+        ("{", "not valid JSON"),
+        (f'{{"schema": "{SCHEMA}", "p99_ttft_ms": NaN}}', "p99_ttft_ms: NaN is not a finite number"),
+        ("{}", "no schema"),
+        ("\udcff", "not valid JSON"),
+    ],
 )
 def test_unreadable_files_are_named(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "result.json"
@@ -216,6 +240,11 @@ def test_unreadable_files_are_named(tmp_path: Path, text: str, says: str) -> Non
     with pytest.raises(ResultError, match=says) as error:
         read_result(tmp_path)
     assert str(file) in str(error.value)
+
+
+def test_a_queue_may_have_got_shorter_and_a_sum_may_be_rounded() -> None:
+    data = with_metrics(ttft_growth_s=-0.5, mean_kv_use=1.0 + 1e-12, request_throughput=-1e-12)
+    assert from_json_dict(data).metrics.ttft_growth_s == -0.5
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

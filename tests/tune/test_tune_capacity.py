@@ -58,10 +58,10 @@ def test_max_runs_is_kept() -> None:
 
 def test_a_search_out_of_time_tells_what_it_knows() -> None:
     asked = iter([True, True, False])
-    found = find_capacity(at(10.0), start_rate=10.0, may_go_on=lambda: next(asked))
+    found = find_capacity(at(10.0), start_rate=10.0, may_go_on=lambda rate: next(asked))
     assert [passed for _, passed in found.runs] == [False, False, True]
     assert not found.finished and found.rate_per_s == pytest.approx(10.0 / 1.15**2)
-    assert not find_capacity(at(10.0), start_rate=10.0, may_go_on=lambda: False).finished
+    assert not find_capacity(at(10.0), start_rate=10.0, may_go_on=lambda rate: False).finished
 
 
 def test_who_cannot_beat_the_best_is_looked_at_coarsely() -> None:

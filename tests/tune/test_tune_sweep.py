@@ -15,6 +15,7 @@ from tune_fake import Device
 
 from tunebatch.engine.plan import OutOfDeviceMemoryError
 from tunebatch.engine.strategies import Strategy, strategy
+from tunebatch.measure.result import RunResult
 from tunebatch.tune.capacity import NotEnoughEvidenceError
 from tunebatch.tune.facts import SweepEvent, SweepOutcome, TableRow
 from tunebatch.tune.gauge import Gauge
@@ -158,6 +159,67 @@ def test_a_finished_sweep_costs_nothing_to_repeat(tmp_path: Path) -> None:
     assert second.winner == first.winner and second.gain == first.gain
     assert second.gain_interval == pytest.approx(first.gain_interval)
     assert all(row.result is not None for row in second.best)
+
+
+@pytest.mark.parametrize("ended_by", ["time", "interrupt"])
+def test_who_was_confirmed_before_gives_way_only_to_who_is_confirmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_by: str
+) -> None:
+    names = ("static", "continuous")
+    first = sweep(Device(wobble=-0.1), tmp_path, strategies=names, max_trials=2)
+    assert first.winner is not None and len(first.winner.confirmed) == 2
+    for name in names:  # what is new seems to serve far more
+        monkeypatch.setitem(tune_fake.SATURATED, name, 400.0)
+    device, whole, written = Device(), Sweep.confirm, list[RunResult]()
+
+    def none_left(self: Sweep, *_: Any) -> bool:
+        if ended_by == "interrupt":
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(Sweep, "confirm", none_left)
+    second = sweep(device, tmp_path, strategies=names, max_trials=5, write_winner=written.append)
+    leader = max(second.trials, key=lambda one: one.capacity)
+    assert leader.capacity > 1.5 * first.winner.capacity and not leader.confirmed
+    assert {seed for _, _, seed in device.asked} == {0}
+    assert second.winner == first.winner and second.gain == first.gain
+    assert written and written[0].workload["seed"] == 1 and written[0].knobs == dict(first.winner.knobs)
+    assert row_of("continuous", second).facts.config == first.winner.config
+    assert not any(one.confirmed for one in second.trials[2:])
+    monkeypatch.setattr(Sweep, "confirm", whole)
+    third = sweep(Device(), tmp_path, strategies=names, max_trials=5)
+    assert third.winner is not None and third.winner.config == leader.config and third.winner.confirmed
+
+
+def test_a_confirmation_that_was_cut_short_is_recalled_as_far_as_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(wobble=0.02)
+
+    def has_time(self: Gauge, chosen: Strategy, until: float) -> bool:
+        return until > 0.0 and sum(seed > 0 for _, _, seed in device.asked) < 2
+
+    monkeypatch.setattr(Gauge, "has_time", has_time)
+    first = sweep(device, tmp_path, strategies=("continuous",), max_trials=1, tolerance=0.001)
+    assert first.winner is not None and len(first.winner.confirmed) == 1
+    asked = len(device.asked)
+    second = sweep(device, tmp_path, strategies=("continuous",), max_trials=1, tolerance=0.001)
+    assert second.winner == first.winner and len(device.asked) == asked
+
+
+def test_a_confirmed_throughput_is_recalled_with_the_run_at_which_it_was_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"objective": "throughput", "strategies": ("continuous",), "max_trials": 1, "start_rate": 5.0}
+    first = sweep(Device(), tmp_path, **options)
+    assert first.winner is not None and len(first.winner.confirmed) == 2
+    monkeypatch.setattr(Sweep, "confirm", lambda *_: False)
+    assert sweep(Device(), tmp_path, **options).winner == first.winner
+    for folder in tmp_path.glob("runs/*/seed1-5-*"):
+        (folder / "result.json").unlink()
+    device = Device()
+    again = sweep(device, tmp_path, **options).winner
+    assert again is not None and not again.confirmed and device.asked == []
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:

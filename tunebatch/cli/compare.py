@@ -142,6 +142,7 @@ def _measured(
         output.make_trace_folder(file)
     measured: list[tuple[str, RunResult]] = []
     infeasible: list[str] = []
+    written = False
     stopped: BaseException | None = None
     with Progress(output.stderr(), quiet or json) as progress:
         progress.status("loading the model")
@@ -168,6 +169,7 @@ def _measured(
                     infeasible.append(f"{one.label}: {error}")
                     continue
                 write_result(measured[-1][1], folder / one.name)
+                written = True
                 if one.name in traces:
                     write_trace(measured[-1][1], traces[one.name])
         except (KeyboardInterrupt, ResultError) as error:
@@ -177,6 +179,8 @@ def _measured(
     for line in infeasible:
         print(line, file=sys.stderr)
     if stopped is not None:
+        if written:
+            output.stderr().print(f"written: {folder}", soft_wrap=True)
         raise stopped
     if not measured:
         return INFEASIBLE

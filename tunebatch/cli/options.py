@@ -146,10 +146,24 @@ Rate = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _folder(text: str) -> Path:
+    """An empty text would be the working folder."""
+    if not text.strip():
+        raise CliError("--out is empty; name a folder, or leave it out for one in results/")
+    return Path(text)
+
+
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", "-o", metavar="FOLDER", help="Where results go [results/<name>].", show_default=False
+        "--out",
+        "-o",
+        metavar="FOLDER",
+        help="Where results go [results/<name>].",
+        show_default=False,
+        parser=_folder,
     ),
 ]
 Trace = Annotated[
@@ -250,10 +264,14 @@ def knob_values(texts: list[str]) -> dict[str, float | str]:
     from tunebatch.engine.knobs import AUTO
 
     values: dict[str, float | str] = {}
+    typed: dict[str, str] = {}
     for text in texts:
         name, found, value = (part.strip() for part in text.partition("="))
         if not found:
             raise CliError(f"--set {text!r} has no '='; write it like --set max_batch_size=32")
+        if name in typed:
+            raise CliError(f"--set {name} is given twice; keep one of {typed[name]!r} and {value!r}")
+        typed[name] = value
         values[name] = AUTO if value.lower() == AUTO else _knob_number(name, value)
     return values
 
@@ -301,8 +319,8 @@ def check_slots(chosen: Strategy, max_slots: int) -> None:
     batch = dict(chosen.knobs).get("max_batch_size", 0)
     if batch > max_slots:
         raise CliError(
-            f"max_batch_size = {batch:g}: there are {max_slots} batch slots; "
-            f"for more, [device] max_slots in a profile or TUNEBATCH_DEVICE_MAX_SLOTS={batch:g}"
+            f"max_batch_size = {batch:g}: there are {max_slots} batch slots; the nearest valid value is "
+            f"{max_slots}, or for more, [device] max_slots in a profile or TUNEBATCH_DEVICE_MAX_SLOTS"
         )
 
 

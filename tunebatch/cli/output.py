@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,30 +87,34 @@ def results_folder(command: str, out: Path | None) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Before a model is loaded: could ``make_folder`` make it? It makes nothing.
+    """Before a model is loaded: can ``make_folder`` make it? Tries, and leaves nothing behind.
 
     Raises:
-        CliError: It could not.
+        CliError: It cannot.
     """
-    there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
-    if not there.is_dir():
-        raise CliError(f"--out {folder}: {os.strerror(errno.ENOTDIR).lower()}")
-    if not os.access(there, os.W_OK):
-        raise CliError(f"--out {folder}: {there} is not writable")
+    missing = [one for one in (folder, *folder.absolute().parents) if not os.path.lexists(one)]
+    try:
+        make_folder(folder)
+    finally:
+        for one in missing:
+            with contextlib.suppress(OSError):
+                one.rmdir()
 
 
 def make_folder(folder: Path) -> None:
     """Before anything is measured, so that no result is lost for want of a place.
+
+    Tries to make a file there: who may do everything is told so of folders, too, that take none.
 
     Raises:
         CliError: It cannot be made, or not be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise CliError(f"--out {folder}: {(error.strerror or str(error)).lower()}") from error
-    if not os.access(folder, os.W_OK):
-        raise CliError(f"--out {folder}: not writable")
+        raise CliError(f"--out {folder}: {_why_not(folder, error)}") from error
 
 
 def make_trace_folder(trace: Path) -> None:
@@ -129,10 +134,18 @@ def make_trace_folder(trace: Path) -> None:
         )
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=f".{trace.name}.", suffix=".tmp", dir=trace.parent):
+            pass
     except OSError as error:
-        raise CliError(f"--trace {trace}: {(error.strerror or str(error)).lower()}") from error
-    if not os.access(trace.parent, os.W_OK):
-        raise CliError(f"--trace {trace}: {trace.parent} is not writable")
+        raise CliError(f"--trace {trace}: {_why_not(trace.parent, error)}") from error
+
+
+def _why_not(folder: Path, error: OSError) -> str:
+    """Why nothing can be made in a folder; a system's own folder only says that there is no such file."""
+    there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir():
+        return f"{there} is not a folder"
+    return f"{there} is not writable ({(error.strerror or str(error)).lower()})"
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -122,8 +122,10 @@ def run(
         session = Session.open(asked, spec, clock, progress)
         result = _measured(session, chosen, rate, telemetry, folder, notes, progress)
     unwritten: ResultError | None = None
+    written = False
     try:
         write_result(result, folder)
+        written = True
         if trace is not None:
             write_trace(result, trace)
     except ResultError as error:
@@ -135,6 +137,8 @@ def run(
     if told and not json:
         print(told)
     if unwritten is not None:
+        if written:
+            output.stderr().print(f"written: {folder}", soft_wrap=True)
         raise unwritten
     if not (json or quiet):
         output.print_notes(session.workload().notes)

@@ -143,6 +143,8 @@ def sweep(
             f"--out {folder}: holds a sweep; go on with --resume {folder}, or choose another folder"
         )
     output.check_folder(folder)
+    if resume is not None:
+        sweep_folder.refuse_in_use(folder)
     try:
         return search(asked, call, folder, telemetry, json, quiet)
     except Exception as error:
@@ -164,7 +166,8 @@ def _asked(call: dict[str, Any], resume: Path | None) -> tuple[Profile, dict[str
     begun_with = None
     if resume is not None:
         begun_with, call = sweep_folder.resumed(resume, call)
-    call["profile"] = call["profile"] or "quickstart"
+    if call["profile"] is None:
+        call["profile"] = "quickstart"
     asked = load_profile(call["profile"], call["flags"], call["environment"])
     if resume is not None and begun_with is not None:
         before = load_profile(begun_with["profile"], begun_with["flags"], begun_with["environment"])

@@ -62,6 +62,18 @@ def resumed(folder: Path, call: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     return begun_with, old
 
 
+def refuse_in_use(folder: Path) -> None:
+    """Before a model is loaded beside the runs that another process measures there; who sweeps looks again.
+
+    Raises:
+        SweepInUseError: One is at work there.
+    """
+    from tunebatch.tune.journal_file import only_writer  # imports optuna
+
+    with only_writer(folder):
+        pass
+
+
 def refuse_other_question(folder: Path, begun_with: Profile, asked: Profile) -> None:
     """Refuses, before a model is loaded, to go on with what its numbers could not be compared with; what only
     the model and the machine tell is looked at when it is loaded.

@@ -71,10 +71,8 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
         for best in outcome.best
         if unbounded(best.facts, best.missed, asked)
     ]
-    if outcome.winner is not None and not outcome.winner.confirmed:
-        done = "repeated on the same trace" if is_recorded(asked) else "confirmed on a fresh seed"
-        found.append(f"the winner was not {done}: give it more --time")
     if outcome.winner is not None:
+        found += _unconfirmed(outcome, outcome.winner, asked)
         found += unsure(outcome, asked)
         found += _on_the_edge(outcome.winner, asked)
     if (gone := hung_up_text(outcome_rows(outcome, asked))) is not None:
@@ -87,6 +85,21 @@ def caveats(outcome: SweepOutcome, asked: Profile) -> list[str]:
             "be too low: repeat it on a quiet machine"
         )
     return found
+
+
+def _unconfirmed(outcome: SweepOutcome, winner: TrialFacts, asked: Profile) -> list[str]:
+    """The winner; or who came before it in the search, and may only have been lucky there."""
+    done = "repeated on the same trace" if is_recorded(asked) else "confirmed on a fresh seed"
+    if not winner.confirmed:
+        return [f"the winner was not {done}: give it more --time"]
+    lucky = [one for one in outcome.trials if not one.confirmed and one.origin != "random"]
+    best = max(lucky, key=lambda one: one.capacity, default=winner)
+    if best.capacity <= winner.capacity:
+        return []
+    return [
+        f"{short_text(best, asked)} seemed better in the search, {number(best.capacity)} {unit_of(asked)} to "
+        f"the winner's {number(winner.capacity)}, but was not {done}: give it more --time"
+    ]
 
 
 def _on_the_edge(winner: TrialFacts, asked: Profile) -> list[str]:

@@ -182,9 +182,12 @@ def canonical(name: str) -> str:
     """The one spelling of a strategy's name: aliases resolved, features in the order of their table.
 
     Raises:
-        StrategyError: An unknown policy or feature, or features that exclude each other.
+        StrategyError: No or an unknown policy or feature, or features that exclude each other.
     """
     policy, *words = name.split("+")
+    if not policy.strip():
+        where = "no strategy before the first '+'" if words else "no strategy is named"
+        raise StrategyError(f"strategy {name!r}: {where}; give one of {', '.join({**STRATEGIES, **PRESETS})}")
     if policy not in STRATEGIES and policy not in PRESETS:
         raise StrategyError(f"unknown strategy {name!r}{_nearest(policy, {**STRATEGIES, **PRESETS})}")
     wanted = {ALIASES.get(word, word) for word in words}
@@ -209,14 +212,23 @@ def named(words: Iterable[str]) -> list[str]:
     ``all+prefix`` every one with prefix caching; these come first.
 
     Raises:
-        StrategyError: See `canonical`.
+        StrategyError: See `canonical`; or two words stand for the same.
     """
+    words = list(words)
+    for index, word in enumerate(words):
+        for other in words[:index]:
+            if _spelling(word) == _spelling(other):
+                raise StrategyError(f"{_spelling(word)} is given twice; leave one out")
     names: list[str] = []
     for word in sorted(words, key=lambda word: word.partition("+")[0] != "all"):
         policy, plus, features = word.partition("+")
         policies = list(STRATEGIES) if policy == "all" else [policy]
         names += [canonical(one + plus + features) for one in policies]
     return list(dict.fromkeys(names))
+
+
+def _spelling(word: str) -> str:
+    return word if word.partition("+")[0] == "all" else canonical(word)
 
 
 def features_named(words: Iterable[str]) -> list[str]:

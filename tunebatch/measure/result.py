@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from tunebatch.engine.records import STEP_COLUMNS, RunRecord, SpeculationRecord,
 from tunebatch.measure import latency
 from tunebatch.measure.atomic import write_all
 from tunebatch.measure.conditions import Conditions
+from tunebatch.measure.impossible import impossible_metric, not_finite
 from tunebatch.measure.metrics import Metrics, to_vllm_keys
 from tunebatch.measure.slo import SloVerdict
 from tunebatch.measure.telemetry.beside import Telemetry
@@ -138,7 +139,7 @@ def from_json_dict(data: object, source: str = "result") -> RunResult:
         source: What to call the data in an error, usually its file.
 
     Raises:
-        ResultError: Another schema, or a key that is missing or has a wrong value.
+        ResultError: Another schema, or a key that is missing or has a wrong or an impossible value.
     """
     # Only those who read results pay for it: it loads slower than all the rest of this layer.
     from pydantic import TypeAdapter, ValidationError
@@ -150,14 +151,21 @@ def from_json_dict(data: object, source: str = "result") -> RunResult:
         found = "no schema" if schema is None else f"schema {schema!r}"
         raise ResultError(f"{source}: {found}; this version reads {SCHEMA!r}")
     try:
+        if problem := not_finite(data):
+            raise ResultError(f"{source}: {problem}")
         text = json.dumps(data.get("tunebatch"), allow_nan=False)
         stored = TypeAdapter(_Stored).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in ("tunebatch", *first["loc"]))
         raise ResultError(f"{source}: {key}: {first['msg']}") from None
-    except (TypeError, ValueError) as error:
+    except ResultError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
         raise ResultError(f"{source}: not a plain JSON value under 'tunebatch': {error}") from None
+    shown = {key: value for key, value in data.items() if key != "tunebatch"}
+    if problem := impossible_metric({**shown, "tunebatch": {"metrics": data["tunebatch"]["metrics"]}}):
+        raise ResultError(f"{source}: {problem}")
     return RunResult(**{name: getattr(stored, name) for name in _STORED})
 
 
@@ -247,16 +255,12 @@ def read_result(path: str | os.PathLike[str]) -> RunResult:
     if file.is_dir():
         file = file / "result.json"
     try:
-        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ResultError(f"could not read {file}: {_reason(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{file}: not valid JSON: {error}") from None
     return from_json_dict(data, source=str(file))
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
 
 
 def _reason(error: OSError) -> str:

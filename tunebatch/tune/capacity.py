@@ -67,7 +67,7 @@ def find_capacity(
     good_enough: float = 0.0,
     ceiling: float = math.inf,
     max_runs: int = 20,
-    may_go_on: Callable[[], bool] = lambda: True,
+    may_go_on: Callable[[float], bool] = lambda rate: True,
 ) -> Capacity:
     """Searches the capacity.
 
@@ -80,7 +80,7 @@ def find_capacity(
             coarsely: by the first rate of a steep descent that passes.
         ceiling: A rate that cannot be sustained: when every lower one misses, none above it is tried.
         max_runs: Stop after so many runs, whatever is known by then.
-        may_go_on: Asked before every run but the first.
+        may_go_on: Asked before every run but the first, with its rate.
 
     Raises:
         NotEnoughEvidenceError: A run's verdict has neither passed nor missed.
@@ -113,7 +113,7 @@ class _OutOfBudgetError(Exception):
 
 class _Search:
     def __init__(
-        self, measure_at: Callable[[float], RunResult], max_runs: int, may_go_on: Callable[[], bool]
+        self, measure_at: Callable[[float], RunResult], max_runs: int, may_go_on: Callable[[float], bool]
     ) -> None:
         self._measure_at = measure_at
         self._max_runs = max_runs
@@ -147,7 +147,7 @@ class _Search:
             self.sustains(math.sqrt(low[0] * high[0]))
 
     def sustains(self, rate: float) -> bool:
-        if len(self._runs) >= self._max_runs or (self._runs and not self._may_go_on()):
+        if len(self._runs) >= self._max_runs or (self._runs and not self._may_go_on(rate)):
             raise _OutOfBudgetError
         result = self._measure_at(rate)
         self._runs.append((rate, is_sustained(result), result))

@@ -210,7 +210,8 @@ class SweepOutcome:
     Attributes:
         trials: All that were measured, earlier sessions included; repeats of a configuration left out.
         best: The best of each strategy that was asked for, best first; random trials left out.
-        winner: Highest confirmed capacity; unconfirmed when interrupted; None when nothing is feasible.
+        winner: Highest confirmed capacity, of an earlier session, too; unconfirmed where there was no time to
+            confirm any; None when nothing is feasible.
         gain: Winner over best default, as a ratio of confirmed capacities.
         gain_interval: 90 % interval of ``gain`` from the repeats; None with fewer than two, or when the
             best default is the winner.

@@ -106,7 +106,7 @@ class Gauge:
             tolerance=max(settings.tolerance, _SEARCH_TOLERANCE),
             good_enough=0.0 if closely else best * CONFIRM_STEP,
             ceiling=_GLIMPSE_ERROR * self._saturated.get(chosen.name, math.inf),
-            may_go_on=lambda: self.has_time(chosen, until),
+            may_go_on=lambda rate: self._may_judge(chosen, rate, settings.seed, until),
         )
 
     def confirm(self, chosen: Strategy, capacity: float, seed: int, until: float) -> Measured:
@@ -123,13 +123,27 @@ class Gauge:
             capacity * CONFIRM_STEP,
             step=CONFIRM_STEP,
             tolerance=settings.tolerance,
-            may_go_on=lambda: self.has_time(chosen, until),
+            may_go_on=lambda rate: self._may_judge(chosen, rate, seed, until),
         )
+
+    def is_begun(self, chosen: Strategy, capacity: float, seed: int) -> bool:
+        """A confirmation whose first run is kept, of whichever session; every run, of a throughput."""
+        rate = self._settings.start_rate
+        if self._settings.objective == "throughput":
+            return all(self._runs.recall(chosen, one, seed) is not None for one in {None, rate})
+        return self._is_kept(chosen, capacity * CONFIRM_STEP, seed)
 
     def has_time(self, chosen: Strategy, until: float) -> bool:
         """For one more run, going by the longest that the strategy has needed."""
         longest_s = self._longest_s.get(self._space.base_of(chosen.name), 0.0)
         return time.monotonic() + longest_s <= until
+
+    def _may_judge(self, chosen: Strategy, rate: float, seed: int, until: float) -> bool:
+        """A run that is kept takes no time."""
+        return self.has_time(chosen, until) or self._is_kept(chosen, rate, seed)
+
+    def _is_kept(self, chosen: Strategy, rate: float, seed: int) -> bool:
+        return self._runs.recall(chosen, rate, seed, stop_early=True) is not None
 
     def _judge(self, chosen: Strategy, rate: float, seed: int) -> RunResult:
         began = time.monotonic()

@@ -243,9 +243,12 @@ def _outcome(
 
 
 def _winner(facts: Sequence[TrialFacts], interrupted: bool = False) -> TrialFacts | None:
-    """Only what the confirmation covered can win; when interrupted, the best seen."""
+    """Only what a confirmation covered can win, of whichever session; where none was begun, or it was
+    interrupted before it found any that serves, the best seen."""
     confirmed = [trial for trial in facts if trial.confirmed]
-    best = min(facts if interrupted or not confirmed else confirmed, key=_rank, default=None)
+    if interrupted and all(mean_capacity(trial) <= 0.0 for trial in confirmed):
+        confirmed = []
+    best = min(confirmed or facts, key=_rank, default=None)
     return best if best is not None and mean_capacity(best) > 0.0 else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import random
 import statistics
@@ -110,6 +111,7 @@ class Sweep:
         """The defaults, smaller batches for those that nothing passes, single features, then what the
         sampler suggests, and at the end the best once more with each of its features changed."""
         self._search = StudyLog(self._journal, "search", self._sampler, self._defaults())
+        self._recall_confirmations(self._search)
         budget = self.settings.max_trials
         self._queue(self._search, budget, until)
         self._loop(self._search, "search", budget, until)
@@ -122,6 +124,7 @@ class Sweep:
             lambda offset: random_sampler(self.settings.seed + offset),
             self._defaults(),
         )
+        self._recall_confirmations(self._random)
         self._loop(self._random, "random", len(self.search_facts), until)
 
     def confirm(self, chosen: Sequence[TrialFacts], repeat: int, until: float) -> bool:
@@ -261,9 +264,8 @@ class Sweep:
         return facts
 
     def _confirm_once(self, trial: TrialFacts, repeat: int, until: float) -> Confirmation | None:
-        seed = self.settings.seed + 1 + repeat
         try:
-            measured = self._gauge.confirm(trial.chosen, trial.capacity, seed, until)
+            measured = self._gauge.confirm(trial.chosen, trial.capacity, self._fresh_seed(repeat), until)
         except OutOfDeviceMemoryError:
             measured = Measured(0.0, self._pessimistic(), None, None)
         if not measured.finished and (measured.value == 0.0 or measured.resolution > math.log(STEP)):
@@ -271,6 +273,22 @@ class Sweep:
         missed = miss_of(measured.failing) if measured.failing else None
         result = measured.result or measured.failing
         return Confirmation(repeat, measured.value, measured.resolution, missed, result)
+
+    def _recall_confirmations(self, log: StudyLog) -> None:
+        """Those of earlier sessions, as far as the runs that are kept tell; measures nothing."""
+        for trial in log.facts:
+            if trial.capacity <= 0.0 or trial.config in self._confirmations:
+                continue
+            for repeat in itertools.count():
+                if not self._gauge.is_begun(trial.chosen, trial.capacity, self._fresh_seed(repeat)):
+                    break
+                found = self._confirm_once(trial, repeat, until=-math.inf)
+                if found is None:
+                    break
+                self._confirmations.setdefault(trial.config, []).append(found)
+
+    def _fresh_seed(self, repeat: int) -> int:
+        return self.settings.seed + 1 + repeat
 
     def _best_of(self, log: StudyLog, name: str) -> float:
         base = self.space.base_of(name)

@@ -61,7 +61,7 @@ def measure_capacity(
     tolerance: float,
     good_enough: float = 0.0,
     ceiling: float = math.inf,
-    may_go_on: Callable[[], bool] = lambda: True,
+    may_go_on: Callable[[float], bool] = lambda rate: True,
 ) -> Measured:
     """The capacity of a configuration; arguments as of ``find_capacity``, which see."""
     found = find_capacity(
