@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tunebatch.measure.conditions import Conditions
-from tunebatch.report.rows import duration, percent
+from tunebatch.report.rows import duration, hits_text
 
 _CLOCKS = {
     "replay": " (steps measured, idle gaps skipped)",
@@ -16,7 +16,9 @@ _CLOCKS = {
 
 def conditions_line(told: Conditions) -> str:
     """``measured: replay clock; warm-up, in no percentile: first 7 of 78 requests; window 8.12 s, ...``"""
-    hits = "no prefix cache" if told.hit_rate is None else f"hit rate {percent(told.hit_rate)}"
+    hits = "no prefix cache"
+    if told.hit_rate is not None:
+        hits = hits_text(told.hit_rate, told.saved_prefill_tokens)
     drawn = "; synthetic acceptance" if told.synthetic_acceptance else ""
     overlapped = "; host and device overlap" if told.overlap else ""
     return (
