@@ -58,7 +58,7 @@ class RunResult:
 
     Attributes:
         workload: description, fingerprint, likeness, num_requests, rate_per_s, seed, notes.
-        model: At least its name.
+        model: At least its name; of a run on the command line also whether it has ``random_weights``.
         slo: Limits as text, see ``slo.parse_slo``.
         conditions: None on a result of a version that did not tell them.
         verdict: None without an SLO.
