@@ -17,6 +17,7 @@ class Verdict(StrEnum):
     """What became of a claim on this machine."""
 
     HOLDS = "holds"
+    ABOVE = "holds, above the claimed range"
     IN_PART = "holds in part"
     NOT = "does not hold"
 
@@ -52,6 +53,9 @@ class Band:
     low: float = -math.inf
     high: float = math.inf
 
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
     def text(self, unit: str) -> str:
         if self.high == math.inf:
             return f"at least {number(self.low, unit)}"
@@ -67,7 +71,8 @@ class Check:
     Attributes:
         figure: Its name.
         claimed: Where the claim holds.
-        partly: Where it has the direction right, and not the size.
+        partly: Where it has the direction right, and not the size. Without an upper end more than was claimed
+            is no less true; with one it is another thing than was claimed.
     """
 
     figure: str
@@ -75,13 +80,20 @@ class Check:
     partly: Band
 
     def verdict(self, value: float) -> Verdict:
-        if self.claimed.low <= value <= self.claimed.high:
+        if self.claimed.holds(value):
             return Verdict.HOLDS
-        return Verdict.IN_PART if self.partly.low <= value <= self.partly.high else Verdict.NOT
+        if value > self.claimed.high and self.partly.high == math.inf:
+            return Verdict.ABOVE
+        return Verdict.IN_PART if self.partly.holds(value) else Verdict.NOT
 
 
 def at_least(figure: str, claimed: float, partly: float) -> Check:
     return Check(figure, Band(low=claimed), Band(low=partly))
+
+
+def from_to(figure: str, low: float, high: float, partly: float) -> Check:
+    """More than ``high`` holds too, and the verdict says that it is more than was claimed."""
+    return Check(figure, Band(low, high), Band(low=partly))
 
 
 def at_most(figure: str, claimed: float, partly: float) -> Check:
@@ -152,8 +164,12 @@ class Judged:
 
     @property
     def verdict(self) -> Verdict:
-        """What all checks agree on, or that the claim holds in part."""
-        return self.verdicts[0] if len(set(self.verdicts)) == 1 else Verdict.IN_PART
+        """What all checks agree on, or that the claim holds in part; where all hold, some of them above their
+        range, that it holds above it."""
+        found = set(self.verdicts)
+        if found == {Verdict.HOLDS, Verdict.ABOVE}:
+            return Verdict.ABOVE
+        return self.verdicts[0] if len(found) == 1 else Verdict.IN_PART
 
     @property
     def close(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from claimed.bench import Bench, Side, middle, ratios, tokens_per_s
-from claimed.claim import Band, Check, Claim, Figure, Finding, Table
+from claimed.claim import Claim, Figure, Finding, Table, from_to
 from claimed.prefix import batch_while_others_wait, most_at_once
 from tunebatch.engine.strategies import strategy
 from tunebatch.execute.torch.load import serve
@@ -101,8 +101,8 @@ CLAIM = Claim(
     "With 8 KV heads instead of 32, grouped-query attention runs 4 times as many sequences in the same "
     "memory.",
     (
-        Check("sequences at once", Band(3.5, 4.5), Band(low=2.0)),
-        Check("sequences at once, predicted", Band(3.5, 4.5), Band(low=2.0)),
+        from_to("sequences at once", 3.5, 4.5, partly=2.0),
+        from_to("sequences at once, predicted", 3.5, 4.5, partly=2.0),
     ),
     measure,
 )

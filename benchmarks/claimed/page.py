@@ -33,9 +33,10 @@ def to_markdown(judged: Sequence[Judged], not_run: Sequence[str], facts: Mapping
         "",
         f"Written by `make claims`. A figure is the median of {facts['rounds']} rounds with [the least, the "
         "most]; the sides of a ratio took turns (A B B A), and a run that others disturbed was done anew. A "
-        "claim *holds* when every figure that it is judged by is where it says, it *does not hold* when none "
-        "has even its direction right, and otherwise *holds in part*; the bounds stand in each section. One "
-        "machine, one small model: the reasons say what would differ elsewhere.",
+        "claim *holds* when every figure that it is judged by is where it says, or beyond it to the better, "
+        "which is then said; it *does not hold* when none has even its direction right, and otherwise *holds "
+        "in part*; the bounds stand in each section. One machine, one small model: the reasons say what "
+        "would differ elsewhere.",
         "",
         f"- {facts['cpu']}, {facts['cores']} cores, {facts['memory_bytes'] / 2**30:.0f} GiB; "
         f"{facts['platform']}",

@@ -11,7 +11,7 @@ import claims
 import pytest
 from claimed.bench import Bench, Side, ratios
 from claimed.chunking import long_ttft_s, p99_gap_s
-from claimed.claim import Band, Check, Claim, Figure, Finding, Judged, Verdict, at_least, at_most
+from claimed.claim import Band, Check, Claim, Figure, Finding, Judged, Verdict, at_least, at_most, from_to
 from claimed.heads import predicted
 from claimed.prefix import batch_while_others_wait, blocks_per_sequence, most_at_once
 from claimed.slots import use_without_prompts
@@ -42,9 +42,15 @@ def run_of(**record: Any) -> Any:
         (at_most("blocks", 0.7, 0.95), 0.7, Verdict.HOLDS),
         (at_most("blocks", 0.7, 0.95), 0.95, Verdict.IN_PART),
         (at_most("blocks", 0.7, 0.95), 0.96, Verdict.NOT),
+        (from_to("gain", 2.0, 3.0, 1.1), 2.0, Verdict.HOLDS),
+        (from_to("gain", 2.0, 3.0, 1.1), 3.0, Verdict.HOLDS),
+        (from_to("gain", 2.0, 3.0, 1.1), 3.01, Verdict.ABOVE),
+        (from_to("gain", 2.0, 3.0, 1.1), 1.99, Verdict.IN_PART),
+        (from_to("gain", 2.0, 3.0, 1.1), 1.09, Verdict.NOT),
         (RANGE, 0.5, Verdict.HOLDS),
         (RANGE, 0.71, Verdict.IN_PART),
         (RANGE, 0.29, Verdict.NOT),
+        (RANGE, 0.99, Verdict.NOT),
     ],
 )
 def test_bounds_belong_to_the_better_verdict(check: Check, value: float, verdict: Verdict) -> None:
@@ -72,6 +78,47 @@ def test_a_claim_holds_or_does_not_where_all_its_figures_agree(
     first: float, second: float, verdict: Verdict
 ) -> None:
     assert judged(first=(first,), second=(second,)).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [
+        (2.5, 2.5, Verdict.HOLDS),
+        (3.5, 3.5, Verdict.ABOVE),
+        (2.5, 3.5, Verdict.ABOVE),
+        (3.5, 1.5, Verdict.IN_PART),
+        (3.5, 1.0, Verdict.IN_PART),
+    ],
+)
+def test_a_claim_holds_above_its_range_where_any_figure_does_and_none_fails(
+    first: float, second: float, verdict: Verdict
+) -> None:
+    checks = (from_to("first", 2.0, 3.0, 1.1), from_to("second", 2.0, 3.0, 1.1))
+    finding = Finding("on", {"first": Figure((first,)), "second": Figure((second,))}, "why")
+    assert Judged(1, Claim("name", "text", checks, lambda _: finding), finding).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "value", "verdict"),
+    [
+        ("batching", "static 32", 12.0, Verdict.ABOVE),
+        ("continuous", "continuous, wide", 1.35, Verdict.ABOVE),
+        ("slots", "static, alike", 0.987, Verdict.NOT),
+        ("slots", "static, varied", 0.58, Verdict.HOLDS),
+        ("slots", "static, wide", 0.151, Verdict.NOT),
+        ("slots", "continuous, alike", 0.987, Verdict.ABOVE),
+        ("slots", "continuous, wide", 0.851, Verdict.HOLDS),
+        ("slots", "mixed, varied", 1.0, Verdict.ABOVE),
+        ("speculation", "ngram auto at batch 1", 3.2, Verdict.ABOVE),
+        ("heads", "sequences at once", 5.0, Verdict.ABOVE),
+    ],
+)
+def test_a_claim_of_a_range_is_held_against_both_ends(
+    name: str, figure: str, value: float, verdict: Verdict
+) -> None:
+    claim = next(one for one in claims.CLAIMS.values() if one.name == name)
+    (check,) = [one for one in claim.checks if one.figure == figure]
+    assert check.verdict(value) is verdict
 
 
 def test_a_figure_shows_its_spread_where_it_has_one() -> None:

@@ -52,6 +52,7 @@ def test_run_shows_and_keeps_one_result(tunebatch: Any) -> None:
         "hit_rate": None,
         "synthetic_acceptance": False,
         "overlap": False,
+        "saved_prefill_tokens": None,
     }
     (line,) = [line for line in done.out.splitlines() if line.startswith("measured: ")]
     assert line.startswith("measured: virtual clock; warm-up, in no percentile: none; window ")
@@ -633,3 +634,20 @@ def test_a_context_that_a_window_bounds_is_told(tunebatch: Any, monkeypatch: pyt
     monkeypatch.setattr(FakeExecutor, "__init__", bounded)
     told = tunebatch("run", "-n", "64").err
     assert "  served up to 1,200 of its 32,768 tokens of context: its sliding window" in told
+
+
+@pytest.mark.parametrize("command", [["run", "continuous+prefix"], ["compare", "--strategy", "mixed+prefix"]])
+@pytest.mark.parametrize("quiet", [[], ["-q"]])
+def test_a_hit_rate_is_told_with_the_tokens_it_saved(
+    tunebatch: Any, command: list[str], quiet: list[str]
+) -> None:
+    done = tunebatch(*command, "-w", "system-prompt", "-n", "40", "-o", "here", *quiet)
+    assert done.code == 0, done
+    file = next(Path("here").rglob("result.json"))
+    metrics = json.loads(file.read_text())["tunebatch"]["metrics"]
+    assert metrics["saved_prefill_tokens"] > 0
+    told = ("strategy ", f"{command[-1]} ")
+    header, row = [line for line in done.out.splitlines() if line.startswith(told)][:2]
+    assert header.endswith(" hit  saved tokens")
+    share, _, saved = row.split()[-3:]
+    assert (share, saved) == (f"{100 * metrics['hit_rate']:.0f}", f"{metrics['saved_prefill_tokens']:,}")

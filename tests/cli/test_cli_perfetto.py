@@ -27,6 +27,7 @@ def test_a_run_leaves_a_trace(tunebatch: Any) -> None:
     assert done.code == 0, done.err
     assert "static, max_batch_size 2, max_batched_tokens 2048" in tracks("new/trace.json")
     assert {"steps", "slot 0", "slot 1"} <= tracks("new/trace.json")
+    assert "process_labels" not in Path("new/trace.json").read_text()  # nothing was drawn, scaled or clipped
     assert "new/trace.json" in done.err and os.listdir("new") == ["trace.json"]
     # Another run may replace it.
     assert tunebatch("run", "-o", "here", "--trace", "new/trace.json", "-q").code == 0

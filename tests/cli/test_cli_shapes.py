@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,46 @@ def test_every_number_of_drawn_acceptances_says_so(tunebatch: Any) -> None:
     assert 0.36 < accepted[1] / drafted[1] < 0.6
     plain = json.loads(Path("here/continuous/result.json").read_text())["tunebatch"]
     assert plain["speculation"] is None and plain["conditions"]["synthetic_acceptance"] is False
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "continuous+ngram"],
+        ["compare", "--strategy", "continuous+ngram", "--strategy", "static"],
+        ["sweep", "--strategy", "continuous+ngram", *QUICK],
+    ],
+)
+def test_a_quiet_answer_says_what_was_drawn_and_scaled(tunebatch: Any, command: list[str]) -> None:
+    call = [*command, *SHAPE, "--acceptance", "0.5", "-w", "summarize", "-n", "70", "-o", "here"]
+    done = tunebatch(*call, "-q")
+    assert done.code in (0, 6, 7), done
+    lines = [line.removeprefix("note: ").strip() for line in done.out.splitlines()]
+    told = ["random weights", "synthetic acceptance 0.5"]
+    assert lines.index(told[0]) == lines.index(told[1]) - 1
+    (scaled,) = filter(re.compile("lengths scaled by .* to fit a context of 2048 tokens$").match, lines)
+    table = [line for line in lines if line.startswith("continuous+ngram")]
+    assert table and all("(synthetic acceptance)" in line for line in table)
+    kept = json.loads(next(Path("here").rglob("result.json")).read_text())["tunebatch"]
+    assert kept["model"]["random_weights"] is True and scaled in kept["workload"]["notes"]
+    if command[0] == "sweep":
+        assert json.loads(Path("here/sweep.json").read_text())["notes"][:3] == [*told, scaled]
+
+
+def test_saved_results_and_traces_say_what_was_drawn_and_scaled(tunebatch: Any) -> None:
+    drawn = [*SHAPE, "--acceptance", "0.5", "-w", "summarize", "-n", "20"]
+    for name in ("mixed+ngram", "static"):
+        assert tunebatch("run", name, *drawn, "-o", name, "--trace", f"{name}.json").code in (0, 7)
+    for quiet in ([], ["-q"]):
+        done = tunebatch("compare", "static", "mixed+ngram", *quiet)
+        assert done.code == 0 and "note: random weights\n      lengths scaled by " in done.out, done
+        assert "      synthetic acceptance 0.5\n" in done.out
+    events = json.loads(Path("mixed+ngram.json").read_text())["traceEvents"]
+    about = {event["name"]: event["args"] for event in events if event["ph"] == "M"}
+    assert about["process_labels"]["labels"].startswith(
+        "random weights; synthetic acceptance 0.5; lengths scaled by "
+    )
+    assert any("mixed+ngram (synthetic acceptance)" in str(event["args"]) for event in events[:3])
 
 
 def test_measured_acceptance_is_not_called_synthetic(tunebatch: Any) -> None:

@@ -64,7 +64,7 @@ def test_a_line_tells_what_each_feature_was_worth(asked: Profile) -> None:
     winner = trial(
         "mixed+prefix",
         confirmed=(18.0, 18.0),
-        summary={"hit_rate": 0.71, "acceptance": None, "mean_batch": 9},
+        summary={"hit_rate": 0.71, "saved_prefill_tokens": 1280, "acceptance": None, "mean_batch": 9},
     )
     drafting = trial("mixed+prefix+ngram", 9.3, summary={"acceptance": 0.4, "mean_batch": 20.0})
     told = lines(
@@ -74,7 +74,7 @@ def test_a_line_tells_what_each_feature_was_worth(asked: Profile) -> None:
         FeatureGain("ngram", False, drafting, dataclasses.replace(winner, confirmed=()), 0.93),
     )
     assert told == [
-        "prefix caching: 1.80x the capacity without it [1.70, 1.90] (hit rate 71 %)",
+        "prefix caching: 1.80x the capacity without it [1.70, 1.90] (hit rate 71 %, 1,280 tokens saved)",
         "drafting by ngram: 0.930x the capacity without it (acceptance 40 %, 20.0 sequences a step); "
         "in the search only; too close to tell; off won",
         "drafting by a model: not measured at the same settings with it and without: "
@@ -223,7 +223,7 @@ def test_a_sweep_switches_prefix_caching(tunebatch: Any) -> None:
     assert {one["strategy"] for one in data["trials"]} == {"continuous", "continuous+prefix"}
     (gain,) = data["features"]
     assert data["winner"]["strategy"] == "continuous+prefix" and gain["kept"] and gain["ratio"] > 1.2
-    assert any(line.startswith("prefix caching: ") and "hit rate" in line for line in data["why"])
+    assert any(line.startswith("prefix caching: ") and " tokens saved" in line for line in data["why"])
     assert any(line.startswith("continuous+prefix: a request spends") for line in data["reasons"])
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import random
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from execute_hang_ups import StepClock
 from scipy.stats import chisquare
 from test_execute_tokens import ARCHITECTURES, executor, network, with_knobs
 from tiny_models import BLOCK_SIZE, tiny
 
 from tunebatch.engine import assemble
 from tunebatch.engine.assemble import engine_for
-from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.clock import Clock, ReplayClock
 from tunebatch.engine.records import EndReason, RunRecord
 from tunebatch.engine.request import Request, Sampling
 from tunebatch.engine.strategies import STRATEGIES, strategy
@@ -70,10 +72,12 @@ def with_draft(name: str, backend: str, num_blocks: int) -> TorchExecutor:
     return served
 
 
-def serve_all(served: TorchExecutor, name: str, traffic: list[Request], num_drafts: int = 3) -> RunRecord:
-    chosen = with_knobs(name, num_drafts=num_drafts)
+def serve_all(
+    served: TorchExecutor, name: str, traffic: list[Request], clock: Clock | None = None, **knobs: float
+) -> RunRecord:
+    chosen = with_knobs(name, num_drafts=3, **knobs)
     served.reset()
-    engine = engine_for(chosen, served, same_tokens.AllAtOnce(traffic), ReplayClock())
+    engine = engine_for(chosen, served, same_tokens.AllAtOnce(traffic), clock or ReplayClock())
     while engine.step():
         engine.queues.check_integrity()
     return engine.record()
@@ -104,6 +108,48 @@ def test_greedy_tokens_equal_generate_with_every_feature(name: str, backend: str
         assert (hits > 0) == ("prefix" in features), features
         assert (accepted > 0) == (features not in ("+prefix",)), features
         assert (rejected > 0) == (accepted > 0), features
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+@pytest.mark.parametrize("kind", ["chunked", "mixed"])
+def test_greedy_tokens_equal_generate_with_features_in_chunks_of_any_size(kind: str, size: int) -> None:
+    served = with_draft("llama", "compiled", num_blocks=20)
+    record = serve_all(served, f"{kind}+prefix+draft", requests(), chunk_size=size)
+    assert {one.id: one.output for one in record.requests} == expected("llama")
+    chunks = [chunk for step in record.steps.slices for chunk in step]
+    assert max(count for *_, count in chunks) <= size
+    lengths = [one.num_prompt_tokens for one in record.requests]
+    assert any(start + count < lengths[request_id] for request_id, _, start, count in chunks), "none was cut"
+    assert sum(one.num_cached_tokens for one in record.requests) > 0
+    accepted, drafted = (
+        sum(getattr(one, key) for one in record.requests) for key in ("num_accepted", "num_drafted")
+    )
+    assert 0 < accepted < drafted
+
+
+def test_greedy_tokens_equal_generate_when_clients_hang_up_at_any_time() -> None:
+    """By the number of steps, drawn anew for each strategy: half of the clients, and some after their end."""
+    served = with_draft("llama", "compiled", num_blocks=20)
+    want, rng = expected("llama"), random.Random(8)
+    combined = ("+prefix", "+prefix+ngram", "+prefix+draft")
+    waiting = computing = answering = 0
+    for _, kind, features in itertools.product(range(4), STRATEGIES, combined):
+        last = 60 if kind == "sequential" else 25
+        traffic = [
+            dataclasses.replace(one, cancel_at_s=float(rng.randrange(last)) if rng.random() < 0.5 else None)
+            for one in requests()
+        ]
+        record = serve_all(served, kind + features, traffic, StepClock())
+        for asked, got in zip(traffic, record.requests, strict=True):
+            if got.end_reason is not EndReason.CANCELLED:
+                assert got.output == want[got.id], (kind + features, got.id)
+                continue
+            assert got.end_s == asked.cancel_at_s
+            assert got.output == want[got.id][: len(got.output)], (kind + features, got.id)
+            waiting += got.first_scheduled_s is None
+            computing += got.first_scheduled_s is not None and not got.output
+            answering += bool(got.output)
+    assert min(waiting, computing, answering) > 0, (waiting, computing, answering)
 
 
 class Skewed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,7 +14,9 @@ from execute_hang_ups import Lengths, hang_ups, hanging_up, serve_with
 from tiny_models import BLOCK_SIZE, SHAPE
 
 from tunebatch.engine.assemble import engine_for
-from tunebatch.engine.clock import ReplayClock
+from tunebatch.engine.clock import ReplayClock, VirtualClock
+from tunebatch.engine.limits import LatencyLimits
+from tunebatch.engine.plan import StepOutput, StepPlan
 from tunebatch.engine.records import EndReason
 from tunebatch.engine.request import Request
 from tunebatch.engine.strategies import STRATEGIES, Strategy, knobs_of, strategy
@@ -207,6 +211,34 @@ def test_greedy_tokens_equal_generate_with_hits_in_the_prefix_cache(name: str, b
         assert sum(request.num_cached_tokens > 0 for request in record.requests) >= 3
         preempted += sum(request.num_preemptions for request in record.requests)
     assert preempted > 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_greedy_tokens_equal_generate_with_automatic_chunks(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = executor(name, "compiled", num_blocks=200)
+    generator = torch.Generator().manual_seed(6)
+    prompts = [torch.randint(3, 199, (60 + 5 * i,), generator=generator).tolist() for i in range(24)]
+    traffic = [Request(i, tuple(prompt), 5, ignore_eos=True) for i, prompt in enumerate(prompts)]
+    want = [same_tokens.generate(served, request.prompt, request.max_tokens) for request in traffic]
+    execute = served.execute
+
+    def timed(plan: StepPlan) -> StepOutput:
+        """In a time that depends on the step alone, so that budgets do."""
+        return replace(execute(plan), duration_s=1e-3 + 1e-5 * (plan.num_decodes + plan.num_slice_tokens))
+
+    monkeypatch.setattr(served, "execute", timed)
+    # Every step takes longer than the second limit, so that chunks become as small as they may.
+    for limits in (LatencyLimits(), LatencyLimits(tpot_s=1e-6)):
+        chosen = with_knobs("mixed", chunk_size=0, max_batch_size=8)
+        served.reset()
+        source = same_tokens.AllAtOnce(traffic)
+        record = engine_for(chosen, served, source, VirtualClock(), limits=limits).run()
+        assert [request.output for request in record.requests] == want, limits
+        assert sum(map(len, record.steps.slices)) > len(traffic), "no prompt was cut"
+        budgets = Counter(record.steps.num_prefill_tokens)
+        assert budgets[256] > 0 and (budgets[16] > 20) is (limits.tpot_s is not None), budgets
 
 
 def test_the_expected_tokens_are_not_all_alike() -> None:

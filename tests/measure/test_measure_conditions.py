@@ -27,6 +27,7 @@ def test_hits_are_a_share_of_the_prompts_of_those_who_were_served() -> None:
     told = conditions(summarize(record), "replay", 7)
     assert (told.clock, told.seed, told.window_s, told.hit_rate) == ("replay", 7, 2.5, None)
     cached = dataclasses.replace(record, prefix_caching=True)
-    assert conditions(summarize(cached), "replay", 7).hit_rate == 0.3
+    found = conditions(summarize(cached), "replay", 7)
+    assert (found.hit_rate, found.saved_prefill_tokens) == (0.3, 48)
     nobody = dataclasses.replace(run(records[2:]), prefix_caching=True)
     assert conditions(summarize(nobody), "replay", 7).hit_rate is None

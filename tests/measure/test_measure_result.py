@@ -12,7 +12,7 @@ from hypothesis import example as tried
 from hypothesis import given, settings
 from measure_records import request, requests, run, step
 
-from tunebatch.engine.records import STEP_COLUMNS, RequestRecord, StepLog
+from tunebatch.engine.records import STEP_COLUMNS, EndReason, RequestRecord, StepLog
 from tunebatch.measure.conditions import conditions
 from tunebatch.measure.metrics import summarize
 from tunebatch.measure.result import (
@@ -26,6 +26,7 @@ from tunebatch.measure.result import (
     write_result,
 )
 from tunebatch.measure.slo import check, parse_slo
+from tunebatch.measure.time_split import PARTS
 
 
 def result_of(records: list[RequestRecord], steps: StepLog | None = None) -> RunResult:
@@ -107,12 +108,31 @@ def test_write_and_read(tmp_path: Path) -> None:
         rows = list(csv.reader(file))
     assert tuple(rows[0]) == REQUEST_COLUMNS
     split = ["0.25", "0.0", "0.5", "0.0", "0.0", "0.0", "0.0"]  # queue, prefill, decode, and no more
-    assert rows[1] == ["0", "0.25", "", "10", "2", "0.25", "0.5", "0.75", *["0"] * 4, *split, "length", "0"]
-    assert rows[2] == ["1", "0.5", "", "10", "0", "", "", "", *["0"] * 4, *["0.0"] * 7, "length", "0"]
+    times = ["0.25", "0.5", "0.75"]
+    assert rows[1] == ["0", "0.25", "", "10", "2", *times, *["0"] * 4, *split, "length", "0", ""]
+    assert rows[2] == ["1", "0.5", "", "10", "0", "", "", "", *["0"] * 4, *["0.0"] * 7, "length", "0", ""]
     with open(folder / "steps.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert tuple(rows[0]) == STEP_COLUMNS
     assert rows[1] == ["0.0", "0.5", "1", "10", "0", "0", "1", "1", "3", "0", "0", "0", "0", "0"]
+
+
+def test_the_file_of_requests_tells_when_a_client_hung_up(tmp_path: Path) -> None:
+    """What its parts add up to, which no other column tells: E2E ends with the last token."""
+    gone = EndReason.CANCELLED
+    records = [
+        request(0, 0.25, [0.5, 1.0], scheduled_s=0.25, reason=gone, end_s=1.75),
+        request(1, 0.5, [], reason=gone, end_s=2.0),
+        request(2, 0.5, [1.0]),
+    ]
+    write_result(result_of(records), tmp_path)
+    with open(tmp_path / "requests.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["cancelled_at_s"] for row in rows] == ["1.75", "2.0", ""]
+    for row in rows[:2]:
+        spent = sum(float(row[part]) for part in PARTS)
+        assert spent == float(row["cancelled_at_s"]) - float(row["arrival_s"])
+    assert [row["e2e_s"] for row in rows] == ["0.75", "", "0.5"]
 
 
 def test_the_file_of_requests_marks_the_warmup(tmp_path: Path) -> None:

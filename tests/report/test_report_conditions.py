@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from tunebatch.measure.conditions import Conditions
 from tunebatch.report.conditions import common_conditions, conditions_line
 
@@ -16,6 +18,13 @@ def test_one_run() -> None:
         "measured: replay clock; warm-up, in no percentile: first 7 of 78 requests; window 8.0"
     )
     assert line.endswith("first arrival to last token; seed 3; no prefix cache")
+
+
+def test_a_hit_rate_stands_with_the_tokens_it_saved() -> None:
+    cached = dataclasses.replace(told(), hit_rate=0.44, saved_prefill_tokens=1280)
+    assert conditions_line(cached).endswith("; seed 3; hit rate 44 %, 1,280 tokens saved")
+    older = dataclasses.replace(cached, saved_prefill_tokens=None)
+    assert conditions_line(older).endswith("; seed 3; hit rate 44 %")
 
 
 def test_several_runs() -> None:

@@ -42,12 +42,27 @@ def test_hits_are_a_column_where_any_row_has_a_prefix_cache(make_row: Any) -> No
     cached = replace(cached, result=replace(cached.result, metrics=metrics))
     console.print(*strategy_tables(console, [cached, plain]))
     header, first, second = file.getvalue().splitlines()
-    assert header.endswith(" hit") and first.endswith("62 %") and second.rstrip().endswith("-")
+    assert header.endswith(" hit  saved tokens") and first.split()[-3:] == ["62", "%", "12,345"]
+    assert second.split()[-2:] == ["-", "-"]
     file.seek(0)
     file.truncate()
     console.print(*strategy_tables(console, [plain]))
     console.print(*why_tables([cached], console))
-    assert " hit" not in file.getvalue() and "12,345 prompt tokens not computed" in file.getvalue()
+    assert " hit" not in file.getvalue() and "12,345" not in file.getvalue()
+
+
+def test_hits_leave_the_table_within_120_columns(make_row: Any) -> None:
+    knobs = {"max_batch_size": 32, "max_batched_tokens": 2048, "chunk_size": 512, "max_partial_prefills": 2}
+    rows = []
+    for name in ("adaptive+prefix+ngram", "static"):
+        row = make_row(name, 77.7, n=20, **knobs)
+        metrics = replace(row.result.metrics, hit_rate=0.44, saved_prefill_tokens=1234567, mean_batch=23.0)
+        rows.append(replace(row, result=replace(row.result, metrics=metrics)))
+    file = io.StringIO()
+    print_rows(Console(file=file, width=120), rows, rate_name="capacity req/s", quiet=True, offered=True)
+    text = file.getvalue()
+    assert max(map(len, text.splitlines())) <= 120 and "…" not in text
+    assert text.count(" 44 % ") == text.count(" 1,234,567") == 2
 
 
 def test_a_capacity_that_no_rate_bounds_is_at_least_that(make_row: Any) -> None:

@@ -185,7 +185,6 @@ def _measured(
     if not measured:
         return INFEASIBLE
     if not (quiet or json):
-        output.print_notes(session.workload().notes)
         console = output.stderr()
         console.print(f"written: {folder}", soft_wrap=True)
         if traces:
@@ -234,7 +233,7 @@ def _show(
     """Results with their marks, which are empty for those measured now."""
     from tunebatch.cli import output
     from tunebatch.measure.result import to_json_dict
-    from tunebatch.report.conditions import common_conditions
+    from tunebatch.report.conditions import caveats_of, common_conditions
     from tunebatch.report.device import caution_lines
     from tunebatch.report.screen import print_rows
     from tunebatch.report.sentence import fastest, fastest_line
@@ -266,6 +265,7 @@ def _show(
         print(f"caution: {line}")
     if (gone := hung_up_text(rows)) is not None:
         print(f"caution: {gone}")
+    output.print_notes(caveats_of(result for _, result in results))
 
 
 def _rows(results: list[tuple[str, RunResult]]) -> tuple[str, list[Row]]:

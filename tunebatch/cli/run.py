@@ -77,6 +77,7 @@ def run(
     from tunebatch.engine.strategies import strategy as make_strategy
     from tunebatch.measure.result import ResultError, write_result
     from tunebatch.profile import load_profile
+    from tunebatch.report.conditions import caveats_of
     from tunebatch.report.perfetto import write_trace
     from tunebatch.report.progress import Progress
     from tunebatch.tune.space import within_slots
@@ -136,12 +137,13 @@ def run(
     told, code = _verdict(result, bool(slo) or (own_traffic and paced))
     if told and not json:
         print(told)
+    if not json:
+        output.print_notes(caveats_of([result]))
     if unwritten is not None:
         if written:
             output.stderr().print(f"written: {folder}", soft_wrap=True)
         raise unwritten
     if not (json or quiet):
-        output.print_notes(session.workload().notes)
         output.stderr().print(f"written: {folder}", soft_wrap=True)
         if trace is not None:
             output.stderr().print(f"trace: {trace}; open it at ui.perfetto.dev", soft_wrap=True)

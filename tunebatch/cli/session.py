@@ -182,7 +182,7 @@ class Session:
             clock=self._new_clock,
             stop_early=stop_early,
             glimpse_s=glimpse_s,
-            model=self.executor.model_info,
+            model={**self.executor.model_info, "random_weights": self.has_random_weights},
             instruments=self.instruments or NOTHING,
             acceptance=self.profile.model.acceptance,
             overlap=None if self.profile.device.overlap else False,
@@ -243,12 +243,18 @@ class Session:
             *(f"  {note}" for note in workload.notes),
         ]
 
+    @property
+    def has_random_weights(self) -> bool:
+        """The model is a named shape."""
+        from tunebatch.models.named_shape import named_shape
+
+        return named_shape(self.profile.model.name) is not None
+
     def _drawn(self) -> list[str]:
         """What is drawn where the weights are random."""
-        from tunebatch.models.named_shape import named_shape
         from tunebatch.report.speculation import SYNTHETIC, rates_text
 
-        if named_shape(self.profile.model.name) is None:
+        if not self.has_random_weights:
             return []
         told = ["  random weights: lengths are those asked for, as no token ends a text"]
         if self.profile.model.acceptance:

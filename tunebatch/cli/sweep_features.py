@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tunebatch.engine.features import DRAFTERS, FEATURES
-from tunebatch.report.rows import number, percent, short_knobs
+from tunebatch.report.rows import hits_text, number, percent, short_knobs
 from tunebatch.report.speculation import SYNTHETIC, rates_text
 from tunebatch.tune.space import Space
 
@@ -18,7 +18,7 @@ _WORTH = 1.15  # a ratio that one seed can tell: arrivals alone move a capacity 
 
 def feature_lines(outcome: SweepOutcome, asked: Profile) -> list[str]:
     """A line for each feature that was searched for the winner's strategy, such as
-    ``prefix caching: 1.80x the capacity without it [1.68, 1.92] (hit rate 71 %)``."""
+    ``prefix caching: 1.80x the capacity without it [1.68, 1.92] (hit rate 71 %, 1,280 tokens saved)``."""
     winner = outcome.winner
     if winner is None:
         return []
@@ -76,7 +76,7 @@ def _how(gain: FeatureGain, asked: Profile) -> str:
     summary = gain.with_it.summary
     said = []
     if gain.feature == "prefix" and (share := summary.get("hit_rate")) is not None:
-        said.append(f"hit rate {percent(share)}")
+        said.append(hits_text(share, summary.get("saved_prefill_tokens")))
     if gain.feature in DRAFTERS:
         if asked.model.acceptance:
             said.append(f"{SYNTHETIC} {rates_text(asked.model.acceptance)}")

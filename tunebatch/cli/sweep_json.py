@@ -13,7 +13,7 @@ from tunebatch.report.rows import number
 from tunebatch.tune.confirm import mean_capacity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tunebatch.profile import Profile
     from tunebatch.tune.facts import SweepOutcome, TrialFacts
@@ -22,12 +22,16 @@ SCHEMA = "tunebatch.sweep.v1"
 
 
 def outcome_json(
-    outcome: SweepOutcome, asked: Profile, left_out: Mapping[str, str] | None = None
+    outcome: SweepOutcome,
+    asked: Profile,
+    left_out: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything, in plain JSON types.
 
     Args:
         left_out: Features that were not searched, and why.
+        notes: What makes the numbers mean other than they seem, such as lengths that were scaled.
     """
 
     def trial(facts: TrialFacts | None) -> dict[str, Any] | None:
@@ -42,6 +46,7 @@ def outcome_json(
         "knob_ranges": {name: list(ends) for name, ends in asked.search.knobs.items()},
         "sampler": asked.search.sampler,
         "slo": asked.slo.texts(),
+        "notes": list(notes),
         "synthetic_acceptance": list(asked.model.acceptance) or None,
         "winner": trial(outcome.winner),
         "best_default": trial(outcome.best_default),

@@ -9,7 +9,7 @@ from tunebatch.cli import sweep_question as question
 from tunebatch.cli.errors import ENVIRONMENT, INFEASIBLE, INTERRUPTED, OK, CliError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tunebatch.cli.session import Session
@@ -31,6 +31,7 @@ def search(
     from tunebatch.cli import output
     from tunebatch.cli.feature_choice import without_idle_features
     from tunebatch.measure.result import ResultError, write_result
+    from tunebatch.report.conditions import drawn_words
     from tunebatch.report.progress import Progress
     from tunebatch.tune.sustained import least_duration_s
 
@@ -61,7 +62,9 @@ def search(
         outcome = _searched(session, asked, call, folder, start_rate, needed, progress, keep)
     if not outcome.trials:
         raise _nothing_measured(outcome, folder, asked.search.time, needed.seconds)
-    unwritten += _told(outcome, asked, left_out, folder, session.workload().notes, json, quiet)
+    drawn = drawn_words(session.has_random_weights, asked.model.acceptance)
+    notes = [*drawn, *session.workload().notes]
+    unwritten += _told(outcome, asked, left_out, folder, notes, json, quiet)
     if unwritten:
         raise unwritten[0]
     if not (json or quiet):
@@ -158,7 +161,7 @@ def _told(
     asked: Profile,
     left_out: Mapping[str, str],
     folder: Path,
-    notes: tuple[str, ...],
+    notes: Sequence[str],
     json: bool,
     quiet: bool,
 ) -> list[Exception]:
@@ -168,7 +171,7 @@ def _told(
     from tunebatch.cli.sweep_report import print_outcome
 
     failures: list[Exception] = []
-    data = outcome_json(outcome, asked, left_out)
+    data = outcome_json(outcome, asked, left_out, notes)
     try:
         output.write_json(folder / "sweep.json", data)
     except OSError as error:
@@ -177,8 +180,7 @@ def _told(
         output.print_json(data)
     else:
         print_outcome(outcome, asked, output.stdout(), quiet, output.ascii_only())
-        if not quiet:
-            output.print_notes(notes)
+        output.print_notes(notes)
     return failures
 
 

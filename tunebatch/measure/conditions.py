@@ -23,6 +23,7 @@ class Conditions:
         seed: Of arrivals, lengths and prompts.
         hit_rate: Prompt tokens that were found in the prefix cache, as a share of those of all requests that
             got a token; None without a prefix cache.
+        saved_prefill_tokens: How many these were; None of a version that did not tell them here, too.
         synthetic_acceptance: It was drawn which drafts were accepted, so all numbers hold for its rates only.
         overlap: The host planned steps while the device computed those before.
     """
@@ -35,6 +36,7 @@ class Conditions:
     window: str = WINDOW
     synthetic_acceptance: bool = False
     overlap: bool = False
+    saved_prefill_tokens: int | None = None
 
 
 def conditions(
@@ -54,4 +56,5 @@ def conditions(
         warmup=warmup_text(metrics.num_warmup, metrics.num_requests),
         synthetic_acceptance=drawn,
         overlap=overlap,
+        saved_prefill_tokens=metrics.saved_prefill_tokens,
     )

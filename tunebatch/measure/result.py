@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from tunebatch.engine.records import STEP_COLUMNS, RunRecord, SpeculationRecord, StepLog
+from tunebatch.engine.records import STEP_COLUMNS, EndReason, RunRecord, SpeculationRecord, StepLog
 from tunebatch.measure import latency
 from tunebatch.measure.atomic import write_all
 from tunebatch.measure.conditions import Conditions
@@ -26,6 +26,9 @@ from tunebatch.measure.time_split import PARTS, split_by_request
 
 SCHEMA = "tunebatch.run.v1"
 
+# A time of a moment, such as ``arrival_s``, is on the run's clock; all others are lengths. The parts of
+# a request add up to its end minus its arrival: to ``e2e_s``, or, where its client hung up, to
+# ``cancelled_at_s`` minus ``arrival_s``, as ``e2e_s`` ends with the last token.
 REQUEST_COLUMNS = (
     "id",
     "arrival_s",
@@ -42,6 +45,7 @@ REQUEST_COLUMNS = (
     *PARTS,
     "end_reason",
     "warmup",
+    "cancelled_at_s",  # when the engine let go of a request whose client had hung up; empty for others
 )
 
 
@@ -55,7 +59,7 @@ class RunResult:
 
     Attributes:
         workload: description, fingerprint, likeness, num_requests, rate_per_s, seed, notes.
-        model: At least its name.
+        model: At least its name; of a run on the command line also whether it has ``random_weights``.
         slo: Limits as text, see ``slo.parse_slo``.
         conditions: None on a result of a version that did not tell them.
         verdict: None without an SLO.
@@ -235,6 +239,7 @@ def _write_requests(file: TextIO, record: RunRecord, num_warmup: int) -> None:
                 *parts,
                 request.end_reason.value,
                 int(place < num_warmup),
+                request.end_s if request.end_reason is EndReason.CANCELLED else None,
             )
         )
 

@@ -19,6 +19,7 @@ from tunebatch.engine.records import RequestRecord, RunRecord, StepLog
 from tunebatch.measure.atomic import write_all
 from tunebatch.measure.result import ResultError, RunResult
 from tunebatch.measure.time_split import PARTS, split_by_request
+from tunebatch.report.conditions import caveats_of
 from tunebatch.report.phases import SlotPhases, Span
 from tunebatch.report.rows import knobs_text
 from tunebatch.report.speculation import name_of
@@ -65,11 +66,14 @@ def _events(result: RunResult) -> Iterator[Event]:
     if record is None:
         raise ValueError("a result that was read back has no records to trace")
     name = ", ".join(filter(None, [name_of(result), knobs_text(result.knobs)]))
-    return chain(_names(name, record), _slots(record), _steps(record), _counters(record))
+    caveats = "; ".join(caveats_of([result]))
+    return chain(_names(name, caveats, record), _slots(record), _steps(record), _counters(record))
 
 
-def _names(process: str, record: RunRecord) -> Iterator[Event]:
+def _names(process: str, caveats: str, record: RunRecord) -> Iterator[Event]:
     yield {"ph": "M", "pid": _PROCESS, "name": "process_name", "args": {"name": process}}
+    if caveats:
+        yield {"ph": "M", "pid": _PROCESS, "name": "process_labels", "args": {"labels": caveats}}
     tracks = {_STEPS: "steps"} | {
         slot + 1: f"slot {slot}" for slot in sorted({s[0] for s in record.occupancy})
     }

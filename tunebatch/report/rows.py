@@ -148,5 +148,11 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def hits_text(share: float, saved_tokens: float | None) -> str:
+    """``hit rate 44 %, 1,280 tokens saved``; a result of a version that did not count them has none."""
+    saved = "" if saved_tokens is None else f", {saved_tokens:,.0f} tokens saved"
+    return f"hit rate {percent(share)}{saved}"
+
+
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.0f} %"

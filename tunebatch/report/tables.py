@@ -33,8 +33,8 @@ def strategy_tables(
     marked: bool = True,
     offered: bool = False,
 ) -> list[Table]:
-    """Strategy, knobs, rate and what it cost, in the order given; hits where any row has a prefix cache,
-    and what the device did and cost where any row tells it.
+    """Strategy, knobs, rate and what it cost, in the order given; where any row has a prefix cache its hits
+    and the prompt tokens that they saved; and what the device did and cost where any row tells it.
 
     Where a console has no room for all of it side by side, knobs have a table of their own.
 
@@ -74,7 +74,7 @@ def _numbers(
         table.add_column("knobs")
     names = [f"{statistics[metric]} {metric.upper()}" for metric in _LATENCIES]
     hits = [row.result.metrics.hit_rate for row in rows]
-    cached = ("hit",) if any(hit is not None for hit in hits) else ()
+    cached = ("hit", "saved tokens") if any(hit is not None for hit in hits) else ()
     rates = ("offered req/s",) if offered else ()
     device = device_columns(rows)
     multiples = ("x static",) if any(ratio_to(row, base) is not None for row in rows) else ()
@@ -96,11 +96,15 @@ def _numbers(
             number(metrics.mean_batch),
             percent(metrics.bubble),
             percent(metrics.mean_kv_use),
-            *(percent(hits[index]) for _ in cached),
+            *((percent(hits[index]), _counted(metrics.saved_prefill_tokens)) if cached else ()),
             *(cells[index] for cells in device.values()),
             style="bold green" if marked and index == 0 and row.rate_per_s else "",
         )
     return table
+
+
+def _counted(tokens: int | None) -> str:
+    return "-" if tokens is None else f"{tokens:,}"
 
 
 def _rate(row: Row) -> str:

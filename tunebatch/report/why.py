@@ -69,8 +69,6 @@ def _binds(row: Row) -> str:
     told = row.beyond or binding_text(row.result.verdict) or "-"
     if metrics.num_preemptions:
         told += f"; {metrics.num_preemptions} preemptions"
-    if metrics.saved_prefill_tokens is not None:
-        told += f"; {metrics.saved_prefill_tokens:,} prompt tokens not computed"
     return told
 
 

@@ -194,6 +194,7 @@ def summary(metrics: Metrics) -> dict[str, float | None]:
         "num_preemptions": metrics.num_preemptions,
         "acceptance": metrics.acceptance,
         "hit_rate": metrics.hit_rate,
+        "saved_prefill_tokens": metrics.saved_prefill_tokens,
     }
     return {
         name: value if value is not None and math.isfinite(value) else None for name, value in values.items()
