@@ -101,10 +101,12 @@ def _rotate(
     out_place = head * (2 * HALF + REST) + column
     left = tl.load(x + place, mask=there, other=0.0).to(tl.float32)
     right = tl.load(x + HALF + place, mask=there, other=0.0).to(tl.float32)
-    left_cos = tl.load(cos + column, mask=column < HALF, other=0.0).to(tl.float32)
-    right_cos = tl.load(cos + HALF + column, mask=column < HALF, other=0.0).to(tl.float32)
-    left_sin = tl.load(sin + column, mask=column < HALF, other=0.0).to(tl.float32)
-    right_sin = tl.load(sin + HALF + column, mask=column < HALF, other=0.0).to(tl.float32)
+    # By each head anew: what heads share would be exchanged between threads, and they wait for that.
+    angle = column + 0 * head
+    left_cos = tl.load(cos + angle, mask=there, other=0.0).to(tl.float32)
+    right_cos = tl.load(cos + HALF + angle, mask=there, other=0.0).to(tl.float32)
+    left_sin = tl.load(sin + angle, mask=there, other=0.0).to(tl.float32)
+    right_sin = tl.load(sin + HALF + angle, mask=there, other=0.0).to(tl.float32)
     new_left = _sum(left * left_cos, -right * left_sin, out, ROUND_PRODUCTS)
     new_right = _sum(right * right_cos, left * right_sin, out, ROUND_PRODUCTS)
     tl.store(out + out_place, new_left.to(out.dtype.element_ty), mask=there)
