@@ -72,13 +72,14 @@ def test_what_is_not_one_row_of_tokens_is_left_to_the_models_own() -> None:
         (q, k.double(), cos, sin),
         (q, k, cos.double(), sin.double()),
         (q, k, cos[:, :1], sin[:, :1]),
+        (q, k[:, :, :1], cos, sin),
         (q, k, cos[..., :3], sin[..., :3]),
         (q[..., ::2], k[..., ::2], cos[..., ::2], sin[..., ::2]),
         (q[0], k[0], cos, sin, 1),
         (q, k, cos, sin, 0),
     ]
-    assert [rotate(own, False, *other) for other in others] == ["own"] * 8
-    assert asked == [1] * 7 + [0]
+    assert [rotate(own, False, *other) for other in others] == ["own"] * 9
+    assert asked == [1] * 8 + [0]
 
 
 KNOWN: dict[str, dict[str, Any]] = {
@@ -127,6 +128,34 @@ def test_another_rotation_is_left_alone(name: str) -> None:
     model = tiny(name, **OTHERS[name])
     assert fuse_rotary(model) == 0
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def by_head_alone(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
+    if unsqueeze_dim == 2:
+        cos = cos.flip(-1)
+    return modeling_llama.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim)
+
+
+def the_last_of_a_head(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
+    rest = q.shape[-1] - cos.shape[-1]
+    parts = (q[..., rest:], k[..., rest:], cos, sin, unsqueeze_dim)
+    rotated = modeling_llama.apply_rotary_pos_emb(*parts)
+    return tuple(torch.cat([x[..., :rest], one], -1) for x, one in zip((q, k), rotated, strict=True))
+
+
+def by_positions(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, ids: Any = None, unsqueeze_dim: int = 1
+) -> Any:
+    return modeling_llama.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim)
+
+
+def queries_alone(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
+    return modeling_llama.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim)[0], k
+
+
+@pytest.mark.parametrize("own", [by_head_alone, the_last_of_a_head, by_positions, queries_alone])
+def test_what_differs_anywhere_is_another(own: Any) -> None:
+    assert fused_rotary._keeps_dtype(own, torch.float32, torch.device("cpu")) is None
 
 
 @torch.inference_mode()
