@@ -1,4 +1,7 @@
-"""Part 1: attention against float64, and greedy tokens against ``generate``; nothing is timed before."""
+"""Part 1: attention against float64, fused parts against torch, and greedy tokens against ``generate``.
+
+Nothing is timed before.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from claimed.claim import Band, Figure, Table
 from on_gpu.bench import GpuBench
 from on_gpu.divergence import Divergence, divergences
 from on_gpu.found import Bar, Found, Part, WrongResultError
+from on_gpu.fused_check import check_fused
 from on_gpu.kernel_check import check_kernel
 from tunebatch.engine.strategies import Strategy, strategy
 from tunebatch.execute.torch.same_tokens import SameTokens, TokenMismatchError, check_same_tokens
@@ -24,9 +28,10 @@ TIES = Bar("bfloat16: share of the divergences that happen at a near tie", Band(
 
 def measure(bench: GpuBench) -> Found:
     """Raises:
-    WrongResultError: See `check_kernel`; or greedy tokens differ where no rounding explains it.
+    WrongResultError: See `check_kernel`, `check_fused`; or greedy tokens differ that no rounding explains.
     """
     kernel, kernel_data, missing = check_kernel(bench, bench.budget.share(2))
+    fused, fused_data = check_fused(bench)
     strategies = [strategy(name) for name in bench.setting.checked]
     same = _same_in_float32(bench, strategies)
     prompts, output_tokens, found = _apart_in_bfloat16(bench, strategies)
@@ -35,13 +40,14 @@ def measure(bench: GpuBench) -> Found:
         setting=f"{bench.setting.exact}, random weights; {', '.join(bench.setting.checked)}; "
         f"float32: {same.num_requests} requests of {same.num_tokens} tokens, bfloat16: {prompts} of "
         f"{output_tokens} each",
-        tables=[kernel, _table(found, compared)],
+        tables=[kernel, *fused, _table(found, compared)],
         bars=[
             EXACT.dict(Figure((1.0,), "")),
             TIES.dict(Figure((1.0,), "%") if found else None, "no output diverges"),
         ],
         data={
             "kernel": kernel_data,
+            "fused": fused_data,
             "float32": {"requests": same.num_requests, "tokens": same.num_tokens, "ties": same.num_ties},
             "bfloat16": {"outputs": compared, "divergences": [asdict(one) for one in found]},
         },

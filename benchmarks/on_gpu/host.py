@@ -16,6 +16,7 @@ from on_gpu.found import Bar, Found, Part
 from on_gpu.planned import WARM_UPS, decode_steps_s, fill_cache, fits, middle
 from on_gpu.strategies import at_batch
 from tunebatch.engine.plan import StepOutput, StepPlan
+from tunebatch.execute.torch.fused import FACTS
 from tunebatch.measure.latency import tpot_s
 from tunebatch.measure.result import RunResult
 from tunebatch.workload.lengths import Fixed
@@ -145,7 +146,9 @@ def _split(bench: GpuBench, loaded: Loaded, batch: int) -> dict[str, Any]:
             for took, count in zip(outside, apart.record.steps.num_decodes, strict=True)
             if count == batch
         )
-    kernels_s = _kernels_s(bench, loaded, batch)
+    launched = _kernels(bench, loaded, batch)
+    kernels, kernels_s = launched or (None, None)
+    facts = loaded.executor.model_info
     tpots = [
         tpot for request in (result.record.requests if result.record else ()) if (tpot := tpot_s(request))
     ]
@@ -156,6 +159,9 @@ def _split(bench: GpuBench, loaded: Loaded, batch: int) -> dict[str, Any]:
         "tpot_ms": 1e3 * statistics.median(tpots),
         "planning_us": None if planning_s is None else 1e6 * planning_s,
         "planning_share": None if planning_s is None else planning_s / _decode_step_s(apart),
+        "layers": loaded.executor.model.config.get_text_config().num_hidden_layers,
+        "fused": {fact: facts[fact] for fact in ("merged_projections", *FACTS) if fact in facts},
+        "kernels": kernels,
         "kernels_ms": None if kernels_s is None else 1e3 * kernels_s,
         "host_ms": None if kernels_s is None else 1e3 * max(0.0, step_s - kernels_s),
     }
@@ -170,8 +176,8 @@ def _decode_step_s(result: RunResult) -> float:
     )
 
 
-def _kernels_s(bench: GpuBench, loaded: Loaded, batch: int) -> float | None:
-    """What kernels and copies of a decode step take on the device; None on a CPU."""
+def _kernels(bench: GpuBench, loaded: Loaded, batch: int) -> tuple[float, float] | None:
+    """How many kernels and copies a decode step has on the device, and seconds of all; None on a CPU."""
     context = PROMPT_TOKENS + bench.setting.host_tokens // 2
     if not bench.on_cuda or fits(loaded.executor, batch, context, 2 * PROFILED_STEPS):
         return None
@@ -182,8 +188,10 @@ def _kernels_s(bench: GpuBench, loaded: Loaded, batch: int) -> float | None:
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         timed = decode_steps_s(loaded.executor, batch, context, PROFILED_STEPS)
         torch.cuda.synchronize()
-    total_us = sum(event.self_device_time_total for event in profiled.key_averages())
-    return 1e-6 * total_us / (len(timed) + WARM_UPS)
+    steps = len(timed) + WARM_UPS
+    on_device = [event for event in profiled.key_averages() if event.self_device_time_total > 0]
+    total_us = sum(event.self_device_time_total for event in on_device)
+    return sum(event.count for event in on_device) / steps, 1e-6 * total_us / steps
 
 
 def _overlap(bench: GpuBench, loaded: Loaded, batch: int) -> dict[str, Any]:
@@ -243,6 +251,19 @@ def _tables(
             ],
         )
     ]
+    if any(row["kernels"] for row in split):
+        tables.append(
+            Table(
+                "What a decode step launches",
+                "model | batch | kernels | of each layer | modules that compute in one launch",
+                [
+                    f"{row['model']} | {row['batch']} | {row['kernels']:.0f} | "
+                    f"{row['kernels'] / row['layers']:.1f} | {_fused(row['fused'])}"
+                    for row in split
+                    if row["kernels"]
+                ],
+            )
+        )
     if overlap:
         tables.append(
             Table(
@@ -274,6 +295,10 @@ def _tables(
             )
         )
     return tables
+
+
+def _fused(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {fact.replace('_', ' ')}" for fact, count in counts.items()) or "none"
 
 
 def _told(value: float | None, unit: str) -> str:

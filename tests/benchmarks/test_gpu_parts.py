@@ -15,7 +15,7 @@ import gpu
 import pytest
 import torch
 from claimed.claim import Band, Figure
-from on_gpu import kernel_check, offline, seam, sweep, work
+from on_gpu import fused_check, host, kernel_check, offline, seam, sweep, work
 from on_gpu.attention_step import Heads, attention_step
 from on_gpu.bench import GpuBench
 from on_gpu.budget import Budget, allowed_s
@@ -149,6 +149,42 @@ def test_a_kernel_that_is_wrong_is_named_with_its_step(monkeypatch: pytest.Monke
     monkeypatch.setattr(kernel_check, "_backend", lambda device: Wrong())
     with pytest.raises(WrongResultError, match=r"^attention step 0 .* differs from float64 by 0\.00"):
         kernel_check.check_kernel(GpuBench(DRY), Budget(60.0))
+
+
+def test_what_is_fused_is_compared_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed: its kernels cannot be tested")
+    bench = GpuBench(dataclasses.replace(DRY, kernel_dtypes=("float16", "bfloat16")))
+    (table,), data = fused_check.check_fused(bench)
+    rows: Any = data["rows"]
+    # The interpreter is not trusted with bfloat16.
+    assert [(row["what"], row["dtype"]) for row in rows] == [
+        (what, "float16") for what in ("norms", "rotary", "gates")
+    ]
+    assert rows[1]["equal"] == 1.0 and all(row["equal"] > 0.99 for row in rows) and len(table.rows) == 3
+    monkeypatch.setattr(fused_check, "silu_times", lambda gate, up: 1.01 * torch.sigmoid(gate) * gate * up)
+    with pytest.raises(WrongResultError, match=r"^gates of 1 tokens in float16 differs from torch's by 0\.0"):
+        fused_check.check_fused(bench)
+
+
+def test_kernels_of_a_step_are_told_by_the_layer() -> None:
+    row = {
+        "model": "llama-3.1-8b",
+        "batch": 1,
+        "step_ms": 5.0,
+        "tpot_ms": 5.0,
+        "planning_us": None,
+        "planning_share": None,
+        "kernels_ms": 4.0,
+        "host_ms": 1.0,
+        "layers": 32,
+        "kernels": 360.0,
+        "fused": {"fused_rotary": 32, "fused_gates": 32},
+    }
+    assert "What a decode step launches" not in [
+        table.title for table in host._tables([row | {"kernels": None}], [], [])
+    ]
+    table = host._tables([row], [], [])[1]
+    assert table.rows == ["llama-3.1-8b | 1 | 360 | 11.2 | 32 fused rotary, 32 fused gates"]
 
 
 def test_a_near_tie_is_within_what_rounding_explains() -> None:

@@ -21,7 +21,9 @@ from triton.runtime.jit import JITFunction
 
 from tunebatch.execute.torch.attention.base import KvCache, StepContext, Variant
 from tunebatch.execute.torch.attention.triton import Triton
+from tunebatch.execute.torch.fused_gates import silu_times
 from tunebatch.execute.torch.fused_norms import FORMS, rms_norm
+from tunebatch.execute.torch.fused_rotary import rotate
 
 
 class NoGpu:
@@ -97,6 +99,28 @@ def norm(shape: dict[str, Any], tokens: int) -> None:
             rms_norm(torch.ones(x.shape[-1], dtype=dtype), 1e-6, form, x)
 
 
+def rotary(shape: dict[str, Any], tokens: int) -> None:
+    """Of parts of a merged projection, by whole heads and by a half of them."""
+    dtype, heads, kv_heads, dim = (
+        getattr(torch, shape["dtype"]),
+        shape["heads"],
+        shape["kv_heads"],
+        shape["dim"],
+    )
+    parts = torch.zeros(1, tokens, (heads + kv_heads) * dim, dtype=dtype).split(
+        [heads * dim, kv_heads * dim], -1
+    )
+    q, k = (part.view(1, tokens, -1, dim).transpose(1, 2) for part in parts)
+    for rotated in (dim, dim // 2):
+        cos = torch.zeros(1, tokens, rotated, dtype=dtype)
+        rotate(NotImplemented, False, q, k, cos, cos)
+
+
+def gate(shape: dict[str, Any], tokens: int) -> None:
+    both = torch.zeros(1, tokens, 4 * shape["heads"] * shape["dim"], dtype=getattr(torch, shape["dtype"]))
+    silu_times(*both.chunk(2, -1))
+
+
 def resources(kernel: Any) -> dict[str, int]:
     """Registers of a thread and bytes on its stack, as the assembler tells."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -119,6 +143,8 @@ def main(shape: dict[str, Any]) -> None:
     foreseen: set[str] = set()
     for tokens in (1, 9, 16):
         norm(shape, tokens)
+        rotary(shape, tokens)
+        gate(shape, tokens)
     for i, counts in enumerate(STEPS):
         for width in (1, 7, 16):
             attend(backend, shape, counts, misaligned=i % 3, width=width)

@@ -6,18 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_execute_features import serve_all
-from test_execute_tokens import expected, network, requests
-from tiny_models import BLOCK_SIZE
 from torch import Tensor, nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from tunebatch.execute.torch import fused_norms
-from tunebatch.execute.torch.executor import TorchExecutor
-from tunebatch.execute.torch.fused_norms import FORMS, fuse_norms, pays, take_apart
-from tunebatch.execute.torch.load import serve
+from tunebatch.execute.torch.fused_norms import FORMS, fuse_norms, take_apart
 
 pytest.importorskip("triton", reason="Triton is not installed: its kernels cannot be tested")
 
@@ -98,38 +93,3 @@ def hooked() -> nn.Module:
 )
 def test_what_is_another_is_left_alone(other: nn.Module) -> None:
     assert fuse_norms(nn.ModuleList([other])) == 0 and "forward" not in other.__dict__
-
-
-def test_it_pays_on_a_gpu_that_has_triton() -> None:
-    assert pays(torch.device("cuda"), "triton")
-    assert not pays(torch.device("cuda"), "reference") and not pays(torch.device("cpu"), "triton")
-
-
-def served(model: Any, name: str) -> TorchExecutor:
-    model.set_attn_implementation("eager")
-    return serve(model, name=name, backend="reference", block_size=BLOCK_SIZE, num_blocks=20, max_slots=8)
-
-
-def test_greedy_tokens_equal_generate(monkeypatch: pytest.MonkeyPatch) -> None:
-    want = expected("qwen3")
-    monkeypatch.setattr(fused_norms, "pays", lambda *_: True)
-    executor = served(network("qwen3"), "qwen3")
-    # Of each of two layers its own two, its queries' and its keys'; and the last.
-    assert executor.model_info["fused_norms"] == 9
-    assert executor.model_info["self_check_error"] < 1e-5
-    record = serve_all(executor, "mixed", requests(199)[:2])
-    assert [one.output for one in record.requests] == [want[one.id] for one in record.requests]
-    monkeypatch.undo()
-    assert "fused_norms" not in served(network("qwen3"), "qwen3").model_info
-    assert not any("forward" in module.__dict__ for module in network("qwen3").modules())
-
-
-def test_where_fusing_is_wrong_the_model_is_served_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = fused_norms.rms_norm
-    monkeypatch.setattr(fused_norms, "pays", lambda *_: True)
-    monkeypatch.setattr(
-        fused_norms, "rms_norm", lambda weight, eps, form, x: 2.0 * right(weight, eps, form, x)
-    )
-    executor = served(network("qwen3"), "qwen3")
-    assert executor.model_info["fused_norms"] == 0
-    assert executor.model_info["self_check_error"] < 1e-5

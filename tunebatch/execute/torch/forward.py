@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor, nn
 
-from tunebatch.execute.torch import fused_norms
+from tunebatch.execute.torch import fused
 from tunebatch.execute.torch.attention.base import AttentionBackend, StepContext
 from tunebatch.execute.torch.merged import MergedProjection, merge, pays
 from tunebatch.execute.torch.torch_compile import compiled_forward
@@ -81,9 +81,9 @@ def choose_forward(
             return {"forward": "compiled"}, decoder
     merged = merge(mergeable) if pays(model.device, model.dtype) else []
     told: dict[str, Any] = {"forward": "transformers", "merged_projections": len(merged)}
-    if compiler is not None:  # which fuses norms itself
+    if compiler is not None:  # which fuses by itself
         told["forward"] = "torch.compile"
         return told, compiled_forward(model, backend, compiler)
-    if fused_norms.pays(model.device, backend.name):
-        told["fused_norms"] = fused_norms.fuse_norms(model)
+    if fused.pays(model.device, backend.name):
+        told |= fused.fuse(model)
     return told, transformers_forward(model, backend, merged)

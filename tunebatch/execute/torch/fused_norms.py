@@ -37,11 +37,6 @@ class Form:
 FORMS = (Form(True, False), Form(False, False), Form(False, True))
 
 
-def pays(device: torch.device, backend: str) -> bool:
-    """Whether to look for norms: they save launches on a GPU, where there is Triton for the kernel."""
-    return device.type == "cuda" and backend == "triton"
-
-
 @torch.inference_mode()
 def fuse_norms(model: nn.Module) -> int:
     """Each norm of the model that is known computes in one launch from now on; returns how many do."""

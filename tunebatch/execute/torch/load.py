@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tunebatch.execute.torch import bounds, fused_norms, selfcheck
+from tunebatch.execute.torch import bounds, fused, selfcheck
 from tunebatch.execute.torch.attention import choose_backend, choose_for_gpu
 from tunebatch.execute.torch.attention.asked import asked_by
 from tunebatch.execute.torch.attention.base import AttentionBackend, attention_forward
@@ -192,7 +192,7 @@ def serve(
     try:
         error = _self_check(probe, texts, expected, name)
     except ModelError:
-        replaced = [fact for fact in ("merged_projections", "fused_norms") if facts.get(fact)]
+        replaced = [fact for fact in ("merged_projections", *fused.FACTS) if facts.get(fact)]
         if not replaced:
             raise
         _take_apart(network)
@@ -219,7 +219,7 @@ def serve(
 def _take_apart(network: Any) -> None:
     """All modules compute by their own code again."""
     take_apart(network)
-    fused_norms.take_apart(network)
+    fused.take_apart(network)
 
 
 def refuse_unservable(config: Any, name: str) -> None:
