@@ -96,7 +96,7 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """Which model, and how it is computed; ``compile`` sends its own code through torch.compile."""
+    """Which model, and how it is computed; ``compile`` lets torch.compile do it if that is faster."""
 
     name: str = Field("bundled", min_length=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,36 @@ def test_without_flags_it_is_the_profile_s(tunebatch: Any, asked: list[dict[str,
     )
     assert tunebatch("run", "sequential", "-p", "mine.toml", "-o", "there").code == 0
     assert [(one["backend"], one["compiler"]) for one in asked] == [("auto", None), ("packed", "inductor")]
+
+
+@pytest.mark.parametrize(("forward", "facts", "line"), [
+    (
+        "torch.compile",
+        {"tokens": 2048, "ms": {"torch.compile": 12.13, "transformers": 14.0}, "seconds": 31.25},
+        "  prefill: compiled 12.1 ms, eager 14.0 ms a step of 2,048 tokens; all steps are computed compiled; "
+        "compiling and measuring took 31.2 s",
+    ),
+    (
+        "compiled",
+        {"tokens": 64, "ms": {"torch.compile": 1212.0, "compiled": 9.0}, "seconds": 3.0},
+        "  prefill: compiled 1,212.0 ms, the kernels for CPUs 9.0 ms a step of 64 tokens; all steps are computed "
+        "without the compiler; compiling and measuring took 3.0 s",
+    ),
+    ("transformers", {"without": "no C++ compiler"}, "  without torch.compile: no C++ compiler"),
+])  # fmt: skip
+def test_what_the_compiler_was_worth_is_told_and_kept(
+    tunebatch: Any, monkeypatch: pytest.MonkeyPatch, forward: str, facts: dict[str, Any], line: str
+) -> None:
+    def load_executor(model: str, **_: Any) -> FakeExecutor:
+        made = FakeExecutor()
+        made.model_info |= {"forward": forward, "torch_compile": facts}
+        return made
+
+    monkeypatch.setattr(sys.modules["tunebatch.execute.torch.load"], "load_executor", load_executor)
+    done = tunebatch("run", "sequential", "--compile", "-o", "here")
+    assert done.code == 0 and line in done.err.splitlines()
+    kept = json.loads(Path("here/result.json").read_text())["tunebatch"]
+    assert kept["model"]["torch_compile"] == facts
 
 
 def test_saved_results_are_computed_already(tunebatch: Any) -> None:

@@ -89,7 +89,8 @@ Compile = Annotated[
     bool | None,
     typer.Option(
         "--compile",
-        help="Send the model's own code through torch.compile, which takes minutes for large models.",
+        help="Send the model's own code through torch.compile if that makes a prefill faster; finding out "
+        "takes minutes for large models.",
         show_default=False,
     ),
 ]

@@ -236,6 +236,7 @@ class Session:
         return [
             f"model: {', '.join(shown)}",
             *_window_lines(facts.get("context_bound_by_window")),
+            *_compile_lines(facts.get("torch_compile"), facts.get("forward")),
             *_graph_lines(facts.get("cuda_graphs")),
             *_kept_lines(facts.get("kept_free")),
             *self._drawn(),
@@ -288,6 +289,20 @@ def _window_lines(bound: Sequence[int] | None) -> list[str]:
     return [
         f"  served up to {window:,} of its {own:,} tokens of context: its sliding window is longer than what "
         "is checked when a model loads, so no request goes beyond it"
+    ]
+
+
+def _compile_lines(told: dict[str, Any] | None, forward: str | None) -> list[str]:
+    if told is None:
+        return []
+    if "without" in told:
+        return [f"  without torch.compile: {told['without']}"]
+    named = {"torch.compile": "compiled", "transformers": "eager", "compiled": "the kernels for CPUs"}
+    times = ", ".join(f"{named.get(name, name)} {ms:,.1f} ms" for name, ms in told["ms"].items())
+    faster = "compiled" if forward == "torch.compile" else "without the compiler"
+    return [
+        f"  prefill: {times} a step of {told['tokens']:,} tokens; all steps are computed {faster}; "
+        f"compiling and measuring took {told['seconds']:.1f} s"
     ]
 
 

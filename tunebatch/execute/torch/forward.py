@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from tunebatch.execute.torch import fused
 from tunebatch.execute.torch.attention.base import AttentionBackend, StepContext
 from tunebatch.execute.torch.merged import MergedProjection, merge, pays
-from tunebatch.execute.torch.torch_compile import compiled_forward
 
 # (input ids [tokens], places of the sampled ones [sampled], the step) -> logits [sampled, vocabulary]
 Forward = Callable[[Tensor, Tensor, StepContext], Tensor]
@@ -62,15 +61,15 @@ def choose_forward(
     backend: AttentionBackend,
     max_context: int,
     mergeable: Sequence[Sequence[nn.Linear]] = (),
-    compiler: str | None = None,
 ) -> tuple[dict[str, Any], Forward]:
     """The fastest forward for a model and backend, and what result files tell of it.
 
+    Whether torch.compile makes a faster one has to be measured; see `compile_choice`.
+
     Args:
         mergeable: See `merged.watched`.
-        compiler: The torch.compile backend that was asked for.
     """
-    if backend.name == "compiled" and compiler is None:
+    if backend.name == "compiled":
         # Not above: a GPU is served without numba.
         from tunebatch.execute.torch.attention.compiled import Compiled
         from tunebatch.execute.torch.compiled.decoder import compiled_decoder
@@ -81,9 +80,6 @@ def choose_forward(
             return {"forward": "compiled"}, decoder
     merged = merge(mergeable) if pays(model.device, model.dtype) else []
     told: dict[str, Any] = {"forward": "transformers", "merged_projections": len(merged)}
-    if compiler is not None:  # which fuses by itself
-        told["forward"] = "torch.compile"
-        return told, compiled_forward(model, backend, compiler)
     if fused.pays(model.device, backend.name):
         told |= fused.fuse(model)
     return told, transformers_forward(model, backend, merged)

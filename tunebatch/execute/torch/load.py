@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tunebatch.engine.plan import OutOfDeviceMemoryError
 from tunebatch.execute.torch import bounds, fused, selfcheck
 from tunebatch.execute.torch.attention import choose_backend, choose_for_gpu
 from tunebatch.execute.torch.attention.asked import asked_by
 from tunebatch.execute.torch.attention.base import AttentionBackend, attention_forward
 from tunebatch.execute.torch.attention.choice import OPTIONAL
 from tunebatch.execute.torch.checkpoint import locate, read_config, read_network
+from tunebatch.execute.torch.compile_choice import PREFILL_TOKENS, compile_if_faster
 from tunebatch.execute.torch.draft_room import DRAFT_DTYPE, draft_need
 from tunebatch.execute.torch.executor import TorchExecutor
-from tunebatch.execute.torch.forward import choose_forward
+from tunebatch.execute.torch.forward import Forward, choose_forward
 from tunebatch.execute.torch.graphs.capture import Capture, CudaCapture
 from tunebatch.execute.torch.graphs.captured import CAPTURABLE, Told, bytes_of_graphs, capture_graphs
 from tunebatch.execute.torch.merged import take_apart, watched
 from tunebatch.execute.torch.model_error import ModelError
+from tunebatch.execute.torch.out_of_memory import out_of_memory, ran_out
 from tunebatch.execute.torch.peak_step import CudaMemory, DeviceMemory
 from tunebatch.execute.torch.random_weights import random_network
 from tunebatch.execute.torch.room import blocks_that_fit, room_bytes
+from tunebatch.execute.torch.torch_compile import compiled_forward
 from tunebatch.measure.shape_room import Need, dtype_of, why_too_large
 from tunebatch.models.hub import hub_answers
 from tunebatch.models.named_shape import named_shape
@@ -58,7 +63,8 @@ def load_executor(
         num_blocks: KV blocks; by default as many as the device has room for.
         utilization: Share of the GPU's memory that weights and KV cache may take.
         draft: A model that will be loaded beside it, and is left room for.
-        compiler: The backend of torch.compile that the forward goes through, such as ``inductor``.
+        compiler: A backend of torch.compile, such as ``inductor``, which the forward goes through where that
+            is faster; see `compile_choice`.
         graphs: Capture CUDA graphs, where there is CUDA.
         told: Hears how many are captured, as it goes.
 
@@ -142,6 +148,7 @@ def serve(
 
     Raises:
         ModelError: The paged model does not compute what the model computes.
+        OutOfDeviceMemoryError: Not even the steps that check it fit beside the weights.
     """
     config = network.config.get_text_config()
     device = next(network.parameters()).device
@@ -162,7 +169,7 @@ def serve(
     attention, attention_facts = _attention(
         backend, network, block_size, name, CAPTURABLE if new_capture is not None else None
     )
-    forward_facts, forward = choose_forward(network, attention, max_context, mergeable, compiler)
+    forward_facts, forward = choose_forward(network, attention, max_context, mergeable)
     facts: dict[str, Any] = {
         "name": name,
         "architecture": type(network).__name__,
@@ -175,10 +182,10 @@ def serve(
         **bound,
     }
 
-    def executor(blocks: int) -> TorchExecutor:
+    def executor(blocks: int, computed_by: Forward = forward) -> TorchExecutor:
         return TorchExecutor(
             network,
-            forward,
+            computed_by,
             attention.new_pools,
             num_blocks=blocks,
             block_size=block_size,
@@ -200,15 +207,24 @@ def serve(
         error = _self_check(probe, texts, expected, name)
     facts["self_check_error"] = error
     facts["kv_bytes_per_token"] = probe.cache.bytes_per_token
+    if compiler is not None:
+        facts |= compile_if_faster(
+            probe,
+            compiled_forward(network, attention, compiler),
+            executor,
+            lambda: selfcheck.worst_error(probe, texts, expected),
+            PREFILL_TOKENS if num_blocks is None else min(PREFILL_TOKENS, num_blocks * block_size),
+        )
+    new_executor = partial(executor, computed_by=probe.forward)
     if attention.name not in CAPTURABLE:
         new_capture = None
     blocks = num_blocks
     if blocks is None:
         graph_bytes = bytes_of_graphs(probe, new_capture()) if new_capture else 0
-        blocks, told_of_room = blocks_that_fit(probe, executor, utilization, beside, memory, graph_bytes)
+        blocks, told_of_room = blocks_that_fit(probe, new_executor, utilization, beside, memory, graph_bytes)
         facts |= told_of_room
     facts["num_blocks"], facts["block_size"] = blocks, block_size
-    served = executor(blocks)
+    served = new_executor(blocks)
     if new_capture is not None:
         facts["cuda_graphs"] = capture_graphs(served, new_capture(), told)
         if blocks >= probe.num_blocks:
@@ -258,7 +274,11 @@ def _attention(
         raise _unpaged(network, name, failure) from failure
 
 
-def _unpaged(network: Any, name: str, failure: Exception) -> ModelError:
+def _unpaged(network: Any, name: str, failure: Exception) -> ModelError | OutOfDeviceMemoryError:
+    """What it was that failed: the model, or only the memory."""
+    if isinstance(failure, RuntimeError) and ran_out(failure):
+        told = out_of_memory(network.device, failure, "in the small steps that check a model when it loads")
+        return OutOfDeviceMemoryError(f"{name}: {told}; use a smaller model")
     return ModelError(f"{name}: {network.config.model_type} cannot run on a paged KV cache: {failure}")
 
 

@@ -100,19 +100,24 @@ def run_peak_step(
 @torch.inference_mode()
 def _run(new_executor: Callable[[int], TorchExecutor], memory: DeviceMemory, num_tokens: int) -> PeakStep:
     sizes = new_executor(1)
-    length, slots, block_size = sizes.max_context - 1, sizes.max_slots, sizes.block_size
-    lengths = [min(length, num_tokens - first) for first in range(0, num_tokens, length)][:slots]
-    blocks = [-(-count // block_size) for count in lengths] + [1] * (slots - len(lengths))
+    lengths = lengths_of(sizes, num_tokens)
+    blocks = [-(-count // sizes.block_size) for count in lengths] + [1] * (sizes.max_slots - len(lengths))
     executor = new_executor(sum(blocks))
     # Pools are made, kernels compiled and libraries' own buffers taken when they are first used.
-    executor.logits(_plan(executor, lengths[:1], blocks))
-    plan = _plan(executor, lengths, blocks)
+    executor.logits(plan_of(executor, lengths[:1], blocks))
+    plan = plan_of(executor, lengths, blocks)
     before = memory.start_peak()
     sample(executor.logits(plan), [])
     return PeakStep(plan.num_slice_tokens, plan.num_decodes, memory.peak() - before)
 
 
-def _plan(executor: TorchExecutor, lengths: list[int], blocks: list[int]) -> StepPlan:
+def lengths_of(executor: TorchExecutor, num_tokens: int) -> list[int]:
+    """Of prompts that have so many tokens together, or as many as all slots hold."""
+    length = executor.max_context - 1
+    return [min(length, num_tokens - first) for first in range(0, num_tokens, length)][: executor.max_slots]
+
+
+def plan_of(executor: TorchExecutor, lengths: list[int], blocks: list[int]) -> StepPlan:
     """Prompts of such lengths, and in the slots that are left a decode each; blocks one after the other."""
     slices: list[Slice] = []
     group = DecodeGroup(executor.block_size)

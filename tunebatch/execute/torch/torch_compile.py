@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tunebatch.execute.torch.attention.base import AttentionBackend, StepContext, Variant
@@ -17,6 +18,7 @@ from tunebatch.execute.torch.model_error import ModelError
 
 # Of the forward that is running; steps run one after the other.
 _running: list[tuple[AttentionBackend, StepContext]] = []
+_LEAST_ROWS = 2
 
 
 # What it writes, the KV pools, is no argument and is read by itself alone; calls differ by their layer, so
@@ -55,23 +57,28 @@ class Operator:
 def compiled_forward(
     model: Any, backend: AttentionBackend, compiler: str = "inductor"
 ) -> Callable[[Tensor, Tensor, StepContext], Tensor]:
-    """The model's forward as `forward.transformers_forward`, compiled when it is first called, for steps of
-    any size but for those of one token, or one sampled, which are compiled apart.
+    """The model's forward as `forward.transformers_forward`, compiled when it is first called: once for steps
+    of one token, and once for all larger ones.
 
     Args:
         compiler: Of torch.compile's backends.
+
+    Raises:
+        ModelError: By the forward, when it cannot be compiled.
     """
     compiled = torch.compile(model, dynamic=True, backend=compiler)
     operator = Operator()
 
     def forward(input_ids: Tensor, sampled_at: Tensor, step: StepContext) -> Tensor:
+        # What a compiler takes for constants are sizes of 0 and 1: there are no such numbers of rows.
+        rows = sampled_at if len(sampled_at) > 1 else F.pad(sampled_at, (0, _LEAST_ROWS - len(sampled_at)))
         _running.append((backend, step))
         try:
             out = compiled(
-                input_ids=input_ids[None],
-                position_ids=step.positions[None],
+                input_ids=_of_inference(input_ids)[None],
+                position_ids=_of_inference(step.positions)[None],
                 use_cache=False,
-                logits_to_keep=sampled_at,
+                logits_to_keep=_of_inference(rows),
                 step_context=operator,
                 backend=operator,
             )
@@ -80,12 +87,19 @@ def compiled_forward(
                 raise
             why = getattr(error, "inner_exception", error)  # of the compiler's backend
             first = (str(why).strip() or type(why).__name__).splitlines()[0]
-            raise ModelError(f"--compile: {model.config.model_type} cannot be compiled: {first}") from error
+            raise ModelError(f"{model.config.model_type} cannot be compiled: {first}") from error
         finally:
             _running.pop()
-        return out.logits[0]
+        logits: Tensor = out.logits[0][: len(sampled_at)]
+        return logits
 
     return forward
+
+
+def _of_inference(numbers: Tensor) -> Tensor:
+    """The same, alike for a compiler wherever they come from: tensors that were made outside of inference
+    mode, such as those that graphs read, are of another kind, for which all is compiled once more."""
+    return numbers if numbers.is_inference() else numbers.clone()
 
 
 def _of_compiler(error: BaseException) -> bool:
