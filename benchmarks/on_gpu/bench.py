@@ -77,17 +77,23 @@ class GpuBench:
         return self.setting.device == "cuda"
 
     def load(
-        self, model: str, dtype: str | None = None, graphs: bool | None = None, max_slots: int | None = None
+        self,
+        model: str,
+        dtype: str | None = None,
+        graphs: bool | None = None,
+        max_slots: int | None = None,
+        compiler: str | None = None,
     ) -> Loaded:
         """The model, with random weights; the one that was loaded before goes, if it is another.
 
         Args:
             graphs: None: as the engine does by itself.
+            compiler: Of torch.compile, for a forward that may be faster so; None: there is no such question.
         """
         setting = self.setting
         if graphs == seam.default(load_executor, "graphs"):
             graphs = None  # what was loaded so before need not be loaded again
-        key = (model, dtype or setting.dtype, graphs, max_slots or setting.max_slots)
+        key = (model, dtype or setting.dtype, graphs, max_slots or setting.max_slots, compiler)
         if self._loaded is not None and self._loaded[0] == key:
             return self._loaded[1]
         self.release()
@@ -100,6 +106,7 @@ class GpuBench:
             backend=setting.backend,
             num_blocks=setting.num_blocks,
             max_slots=max_slots or setting.max_slots,
+            compiler=compiler,
             **seam.switch(load_executor, graphs=graphs),
         )
         self.synchronize()

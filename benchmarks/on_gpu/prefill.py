@@ -38,8 +38,22 @@ def measure(bench: GpuBench) -> Found:
     )
     why = "; ".join(line for line in found.not_measured if line.startswith(bench.setting.large))
     found.bars.append(BAR.dict(None if share is None else Figure((share,), "%"), why))
-    found.data = {"steps": rows}
+    found.data = {"steps": rows, "compiled": _compiled(bench, found)}
     return found
+
+
+def _compiled(bench: GpuBench, found: Found) -> dict[str, Any] | None:
+    """What torch.compile makes of a prompt, as the engine finds it when it loads the small model."""
+    model, why = bench.setting.small, "out of time"
+    if bench.budget.left_s() >= bench.setting.compile_s:
+        facts = bench.load(model, graphs=False, compiler=bench.setting.compiler).executor.model_info
+        told = facts["torch_compile"]
+        if "ms" in told:
+            found.tables.append(_compiled_table(model, facts["forward"], told))
+            return {"model": model, "forward": facts["forward"], **told}
+        why = told["without"]
+    found.not_measured.append(f"{model} through torch.compile: {why}")
+    return None
 
 
 def _of_model(bench: GpuBench, model: str, budget: Budget, missing: list[str]) -> list[dict[str, Any]]:
@@ -104,4 +118,16 @@ def _table(model: str, rows: list[dict[str, Any]]) -> Table:
     )
 
 
-PART = Part("prefill", "Do prompts take what their arithmetic takes?", 60.0, measure, (BAR,))
+def _compiled_table(model: str, forward: str, told: dict[str, Any]) -> Table:
+    compiled_ms, eager_ms = told["ms"].values()
+    return Table(
+        f"Prompts of {model} through torch.compile",
+        "step | compiled | eager | eager / compiled | what serves | to compile and compare",
+        [
+            f"{told['tokens']:,} tokens | {compiled_ms:.4g} ms | {eager_ms:.4g} ms | "
+            f"{number(eager_ms / compiled_ms, 'x')} | {forward} | {told['seconds']:.1f} s"
+        ],
+    )
+
+
+PART = Part("prefill", "Do prompts take what their arithmetic takes?", 120.0, measure, (BAR,))

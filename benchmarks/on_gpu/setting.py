@@ -17,7 +17,8 @@ class Setting:
     Attributes:
         large, small: Named shapes that are timed.
         exact: Whose greedy tokens are compared in float32.
-        backend: Of attention; see ``load_executor``.
+        backend: Of attention, and ``compiler`` of torch.compile; see ``load_executor``.
+        compile_s: What compiling the small model and comparing it may take.
         kernel_cases: Random attention steps that are compared with float64.
         kernel_dtypes: In which.
         longest_kernel_context: Of these.
@@ -37,6 +38,8 @@ class Setting:
     small: str
     exact: str
     backend: str
+    compiler: str
+    compile_s: float
     kernel_cases: int
     kernel_dtypes: tuple[str, ...]
     longest_kernel_context: int
@@ -68,6 +71,8 @@ ON_GPU = Setting(
     small="qwen3-0.6b",
     exact="qwen3-0.6b",
     backend="auto",
+    compiler="inductor",
+    compile_s=60.0,
     kernel_cases=500,
     kernel_dtypes=("bfloat16", "float32", "float16"),
     longest_kernel_context=4096,
@@ -99,6 +104,8 @@ DRY = Setting(
     small="llama-8m:1-layer",
     exact="llama-8m:1-layer",
     backend="reference",
+    compiler="eager",
+    compile_s=0.0,
     kernel_cases=4,
     kernel_dtypes=("float32", "float16"),
     longest_kernel_context=64,

@@ -71,6 +71,16 @@ def test_what_was_not_measured_is_told_with_its_reason(folder: Path, data: dict[
     assert ("overlap on and off: not available" in told) != seam.has_overlap()
 
 
+def test_a_prompt_is_computed_with_the_compiler_too(data: dict[str, Any], folder: Path) -> None:
+    found = data["parts"]["prefill"]["data"]["compiled"]
+    # As many tokens as the KV cache of the dry run holds.
+    assert found["tokens"] == 320 and set(found["ms"]) == {"torch.compile", "transformers"}
+    assert all(ms > 0 for ms in found["ms"].values())
+    assert (
+        f"| 320 tokens | {found['ms']['torch.compile']:.4g} ms |" in (folder / "dry" / "gpu.md").read_text()
+    )
+
+
 def test_steps_are_kept_with_plan_and_duration(data: dict[str, Any], folder: Path) -> None:
     names = {path.name for path in (folder / "dry").glob("steps-*.csv")}
     assert names == {f"steps-{part}.csv" for part in ("decode", "prefill", "strategies", "host", "busy")}

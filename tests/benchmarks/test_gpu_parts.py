@@ -15,7 +15,7 @@ import gpu
 import pytest
 import torch
 from claimed.claim import Band, Figure
-from on_gpu import fused_check, host, kernel_check, offline, seam, sweep, work
+from on_gpu import fused_check, host, kernel_check, offline, prefill, seam, sweep, work
 from on_gpu.attention_step import Heads, attention_step
 from on_gpu.bench import GpuBench
 from on_gpu.budget import Budget, allowed_s
@@ -43,6 +43,13 @@ def test_a_bar_is_met_or_missed(share: float, verdict: str) -> None:
 def test_a_bar_without_a_figure_says_why() -> None:
     told = BAR.dict(None, "out of time")
     assert (told["verdict"], told["measured"], told["value"]) == ("not measured", "out of time", None)
+
+
+def test_what_there_is_no_time_to_compile_is_not_loaded() -> None:
+    found = Found("")
+    bench = GpuBench(dataclasses.replace(DRY, small="no model of that name", compile_s=1e9))
+    assert prefill._compiled(bench, found) is None
+    assert found.not_measured == ["no model of that name through torch.compile: out of time"]
 
 
 def test_the_offline_requests_are_nano_vllms_to_the_token() -> None:

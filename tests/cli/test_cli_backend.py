@@ -54,8 +54,8 @@ def test_without_flags_it_is_the_profile_s(tunebatch: Any, asked: list[dict[str,
     (
         "compiled",
         {"tokens": 64, "ms": {"torch.compile": 1212.0, "compiled": 9.0}, "seconds": 3.0},
-        "  prefill: compiled 1,212.0 ms, the kernels for CPUs 9.0 ms a step of 64 tokens; all steps are computed "
-        "without the compiler; compiling and measuring took 3.0 s",
+        "  prefill: compiled 1,212.0 ms, the kernels for CPUs 9.0 ms a step of 64 tokens; all steps are "
+        "computed without the compiler; compiling and measuring took 3.0 s",
     ),
     ("transformers", {"without": "no C++ compiler"}, "  without torch.compile: no C++ compiler"),
 ])  # fmt: skip
