@@ -219,12 +219,29 @@ def test_a_winner_confirmed_often_has_a_margin_and_another_a_caution(
         assert cautioned is not sure
 
 
-def test_tuning_is_only_said_not_to_have_helped_where_knobs_were_tried() -> None:
+def with_search(asked: Profile, **changed: Any) -> Profile:
+    return dataclasses.replace(asked, search=asked.search.model_copy(update=changed))
+
+
+def test_tuning_is_only_said_not_to_have_helped_where_knobs_were_tried(asked: Profile) -> None:
     best = trial("static", knobs={"max_batch_size": 8})
     elsewhere = trial("continuous", knobs={"max_batch_size": 4})
     other = trial("static", knobs={"max_batch_size": 16}, origin="search")
     no_time = "; these are the default knobs, and there was no time to try others"
-    assert default_told(best, outcome_of(best, elsewhere)) == no_time
-    assert "tuning did not help" in default_told(best, outcome_of(best, other))
-    plain = trial("sequential")
-    assert default_told(plain, outcome_of(plain)) == ""
+    assert default_told(best, outcome_of(best, elsewhere), asked) == no_time
+    assert "tuning did not help" in default_told(best, outcome_of(best, other), asked)
+    used_up = with_search(asked, trials=2)
+    no_trials = "; these are the default knobs, and there were no trials left to try others"
+    assert default_told(best, outcome_of(best, elsewhere), used_up) == no_trials
+    assert default_told(best, outcome_of(best), used_up) == no_time
+
+
+def test_nothing_is_said_of_knobs_that_could_not_be_tried(asked: Profile) -> None:
+    plain, preset = trial("sequential"), trial("sarathi", knobs={"max_batch_size": 32})
+    assert default_told(plain, outcome_of(plain), asked) == ""
+    assert default_told(preset, outcome_of(preset), asked) == ""
+    best = trial("continuous", knobs={"max_batch_size": 8, "max_batched_tokens": 512})
+    ranges = {"max_batch_size": (8.0, 8.0), "max_batched_tokens": (512.0, 512.0)}
+    assert default_told(best, outcome_of(best), with_search(asked, knobs=ranges)) == ""
+    one_free = with_search(asked, knobs={"max_batch_size": (8.0, 8.0)})
+    assert "no time" in default_told(best, outcome_of(best), one_free)
