@@ -107,8 +107,8 @@ def test_who_only_seemed_better_than_the_winner_is_named(asked: Profile) -> None
     ):
         outcome = dataclasses.replace(outcome_of(winner, found("static", **rest)), winner=winner)
         line = (
-            "static  batch 32, 2048 tokens seemed better in the search, 12.0 req/s to the winner's 9.00, but "
-            "was not confirmed on a fresh seed: give it more --time"
+            "static, batch 32, 2048 tokens seemed better in the search, 12.0 req/s to the winner's 9.00 "
+            "there, but was not confirmed on a fresh seed: give it more --time"
         )
         seemed = [one for one in caveats(outcome, asked) if "seemed" in one]
         assert seemed == ([line] if told else [])
@@ -217,6 +217,14 @@ def test_a_winner_confirmed_often_has_a_margin_and_another_a_caution(
             "p90_ttft 360 ms [280 ms, 480 ms] is nearer to its limit of 400ms than it is known" in text
         )
         assert cautioned is not sure
+
+
+def test_one_configuration_is_told_as_one(asked: Profile) -> None:
+    winner = found("sequential", confirmed=(9.0,))
+    alone = dataclasses.replace(outcome_of(winner), winner=winner)
+    assert "\n1 configuration inside " in shown(asked, alone)
+    both = dataclasses.replace(outcome_of(winner, found("static")), winner=winner)
+    assert "\n2 configurations inside " in shown(asked, both)
 
 
 def with_search(asked: Profile, **changed: Any) -> Profile:

@@ -11,7 +11,7 @@ from tunebatch.engine.knobs import MAX_BATCH_SIZE
 from tunebatch.measure.telemetry.cautions import NOISY_SHARE
 from tunebatch.report.conditions import common_conditions
 from tunebatch.report.device import caution_lines
-from tunebatch.report.rows import Row, clock_time, knobs_text, number
+from tunebatch.report.rows import Row, clock_time, knobs_text, number, short_knobs
 from tunebatch.report.screen import print_rows
 from tunebatch.report.sentence import Gain, winner_line
 from tunebatch.report.why import hung_up_text, reason
@@ -96,9 +96,10 @@ def _unconfirmed(outcome: SweepOutcome, winner: TrialFacts, asked: Profile) -> l
     best = max(lucky, key=lambda one: one.capacity, default=winner)
     if best.capacity <= winner.capacity:
         return []
+    rival = ", ".join(filter(None, [strategy_text(best.chosen, asked), short_knobs(best.chosen.shown_knobs)]))
     return [
-        f"{short_text(best, asked)} seemed better in the search, {number(best.capacity)} {unit_of(asked)} to "
-        f"the winner's {number(winner.capacity)}, but was not {done}: give it more --time"
+        f"{rival} seemed better in the search, {number(best.capacity)} {unit_of(asked)} to the winner's "
+        f"{number(winner.capacity)} there, but was not {done}: give it more --time"
     ]
 
 
@@ -251,4 +252,5 @@ def _effort(outcome: SweepOutcome, asked: Profile) -> list[str]:
         how = f"repeated on the same trace {repeats} time{many}"
     on = f", the winner {how}" if repeats else ""
     slo = f" inside {', '.join(asked.slo.texts())}" if len(asked.slo) else ""
-    return [f"{len(outcome.trials)} configurations{slo} in {clock_time(outcome.elapsed_s)}{on}"]
+    trials = "1 configuration" if len(outcome.trials) == 1 else f"{len(outcome.trials)} configurations"
+    return [f"{trials}{slo} in {clock_time(outcome.elapsed_s)}{on}"]
