@@ -42,6 +42,10 @@ CASES = {
         ["run", "-s", "max_batch_size=4", "-s", "max_batch_size=auto"],
         ["error: --set max_batch_size is given twice; keep one of '4' and 'auto'"],
     ),
+    "knob given twice alike": (
+        ["run", "-s", "max_batch_size=4", "-s", "max_batch_size=4"],
+        ["error: --set max_batch_size is given twice; leave one out"],
+    ),
     "strategy given twice": (
         ["compare", "--strategy", "static", "--strategy", "static"],
         ["error: --strategy static, static: static is given twice; leave one out"],
@@ -69,6 +73,10 @@ CASES = {
     "limit given twice": (
         ["run", "--slo", "p99_ttft<=2s", "--slo", "P99_TTFT <= 1s"],
         ["error: --slo P99_TTFT <= 1s: SLO p99_ttft is given twice; keep one of 2s and 1s"],
+    ),
+    "limit given twice alike": (
+        ["run", "--slo", "p99_ttft<=1s", "--slo", "p99_ttft<=1000ms"],
+        ["error: --slo p99_ttft<=1000ms: SLO p99_ttft is given twice; leave one out"],
     ),
     "time": (["sweep", "--time", "3q"], ["unknown unit 'q'"]),
     "trials": (["sweep", "--trials", "0"], ["--trials 0: impossible", "nearest valid value is 1"]),

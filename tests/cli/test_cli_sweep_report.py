@@ -107,8 +107,8 @@ def test_who_only_seemed_better_than_the_winner_is_named(asked: Profile) -> None
     ):
         outcome = dataclasses.replace(outcome_of(winner, found("static", **rest)), winner=winner)
         line = (
-            "static  batch 32, 2048 tokens seemed better in the search, 12.0 req/s to the winner's 9.00, but "
-            "was not confirmed on a fresh seed: give it more --time"
+            "static, batch 32, 2048 tokens seemed better in the search, 12.0 req/s to the winner's 9.00 "
+            "there, but was not confirmed on a fresh seed: give it more --time"
         )
         seemed = [one for one in caveats(outcome, asked) if "seemed" in one]
         assert seemed == ([line] if told else [])
@@ -219,12 +219,37 @@ def test_a_winner_confirmed_often_has_a_margin_and_another_a_caution(
         assert cautioned is not sure
 
 
-def test_tuning_is_only_said_not_to_have_helped_where_knobs_were_tried() -> None:
+def test_one_configuration_is_told_as_one(asked: Profile) -> None:
+    winner = found("sequential", confirmed=(9.0,))
+    alone = dataclasses.replace(outcome_of(winner), winner=winner)
+    assert "\n1 configuration inside " in shown(asked, alone)
+    both = dataclasses.replace(outcome_of(winner, found("static")), winner=winner)
+    assert "\n2 configurations inside " in shown(asked, both)
+
+
+def with_search(asked: Profile, **changed: Any) -> Profile:
+    return dataclasses.replace(asked, search=asked.search.model_copy(update=changed))
+
+
+def test_tuning_is_only_said_not_to_have_helped_where_knobs_were_tried(asked: Profile) -> None:
     best = trial("static", knobs={"max_batch_size": 8})
     elsewhere = trial("continuous", knobs={"max_batch_size": 4})
     other = trial("static", knobs={"max_batch_size": 16}, origin="search")
     no_time = "; these are the default knobs, and there was no time to try others"
-    assert default_told(best, outcome_of(best, elsewhere)) == no_time
-    assert "tuning did not help" in default_told(best, outcome_of(best, other))
-    plain = trial("sequential")
-    assert default_told(plain, outcome_of(plain)) == ""
+    assert default_told(best, outcome_of(best, elsewhere), asked) == no_time
+    assert "tuning did not help" in default_told(best, outcome_of(best, other), asked)
+    used_up = with_search(asked, trials=2)
+    no_trials = "; these are the default knobs, and there were no trials left to try others"
+    assert default_told(best, outcome_of(best, elsewhere), used_up) == no_trials
+    assert default_told(best, outcome_of(best), used_up) == no_time
+
+
+def test_nothing_is_said_of_knobs_that_could_not_be_tried(asked: Profile) -> None:
+    plain, preset = trial("sequential"), trial("sarathi", knobs={"max_batch_size": 32})
+    assert default_told(plain, outcome_of(plain), asked) == ""
+    assert default_told(preset, outcome_of(preset), asked) == ""
+    best = trial("continuous", knobs={"max_batch_size": 8, "max_batched_tokens": 512})
+    ranges = {"max_batch_size": (8.0, 8.0), "max_batched_tokens": (512.0, 512.0)}
+    assert default_told(best, outcome_of(best), with_search(asked, knobs=ranges)) == ""
+    one_free = with_search(asked, knobs={"max_batch_size": (8.0, 8.0)})
+    assert "no time" in default_told(best, outcome_of(best), one_free)

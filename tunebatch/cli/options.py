@@ -271,7 +271,9 @@ def knob_values(texts: list[str]) -> dict[str, float | str]:
         if not found:
             raise CliError(f"--set {text!r} has no '='; write it like --set max_batch_size=32")
         if name in typed:
-            raise CliError(f"--set {name} is given twice; keep one of {typed[name]!r} and {value!r}")
+            both = f"keep one of {typed[name]!r} and {value!r}"
+            alike = typed[name] == value
+            raise CliError(f"--set {name} is given twice; {'leave one out' if alike else both}")
         typed[name] = value
         values[name] = AUTO if value.lower() == AUTO else _knob_number(name, value)
     return values

@@ -11,7 +11,7 @@ from tunebatch.engine.knobs import MAX_BATCH_SIZE
 from tunebatch.measure.telemetry.cautions import NOISY_SHARE
 from tunebatch.report.conditions import common_conditions
 from tunebatch.report.device import caution_lines
-from tunebatch.report.rows import Row, clock_time, knobs_text, number
+from tunebatch.report.rows import Row, clock_time, knobs_text, number, short_knobs
 from tunebatch.report.screen import print_rows
 from tunebatch.report.sentence import Gain, winner_line
 from tunebatch.report.why import hung_up_text, reason
@@ -96,9 +96,10 @@ def _unconfirmed(outcome: SweepOutcome, winner: TrialFacts, asked: Profile) -> l
     best = max(lucky, key=lambda one: one.capacity, default=winner)
     if best.capacity <= winner.capacity:
         return []
+    rival = ", ".join(filter(None, [strategy_text(best.chosen, asked), short_knobs(best.chosen.shown_knobs)]))
     return [
-        f"{short_text(best, asked)} seemed better in the search, {number(best.capacity)} {unit_of(asked)} to "
-        f"the winner's {number(winner.capacity)}, but was not {done}: give it more --time"
+        f"{rival} seemed better in the search, {number(best.capacity)} {unit_of(asked)} to the winner's "
+        f"{number(winner.capacity)} there, but was not {done}: give it more --time"
     ]
 
 
@@ -129,7 +130,7 @@ def _unmeasured(outcome: SweepOutcome, asked: Profile) -> list[str]:
         return []
     base_of = Space(asked.search.strategies, features=asked.search.features).base_of
     measured = {base_of(best.facts.strategy) for best in outcome.best}
-    spent = sum(trial.origin != "random" for trial in outcome.trials) >= asked.search.trials
+    spent = _trials_spent(outcome, asked)
     ended, more = ("the trials were used up", "--trials") if spent else ("the time was up", "--time")
     return [
         f"{name}: {ended} before it was measured: give it more {more}"
@@ -157,18 +158,24 @@ def headline(outcome: SweepOutcome, asked: Profile) -> str:
     row = rows[shown.index(best.config)]
     line = winner_line(row, rows, gain, inside_slo=len(asked.slo) > 0, unit=unit_of(asked))
     if default_won:
-        line += default_told(best, outcome)
+        line += default_told(best, outcome, asked)
     return line + _rivals(row, rows)
 
 
-def default_told(best: TrialFacts, outcome: SweepOutcome) -> str:
-    """What it says about other knobs that the defaults won."""
-    same = [trial for trial in outcome.trials if trial.chosen.policy == best.chosen.policy]
-    if not best.chosen.shown_knobs:
+def default_told(best: TrialFacts, outcome: SweepOutcome, asked: Profile) -> str:
+    """What it says about other knobs that the defaults won; nothing where none could be tried."""
+    space = Space([best.strategy], asked.device.max_slots, ranges=asked.search.knobs)
+    if all(knob.low == knob.high for knob in space.knobs_of(best.strategy)):
         return ""
+    same = [trial for trial in outcome.trials if trial.chosen.policy == best.chosen.policy]
     if any(trial.knobs != best.knobs for trial in same):
         return "; tuning did not help: these are the default knobs"
-    return "; these are the default knobs, and there was no time to try others"
+    lacked = "were no trials left" if _trials_spent(outcome, asked) else "was no time"
+    return f"; these are the default knobs, and there {lacked} to try others"
+
+
+def _trials_spent(outcome: SweepOutcome, asked: Profile) -> bool:
+    return sum(trial.origin != "random" for trial in outcome.trials) >= asked.search.trials
 
 
 def _rivals(winner: Row, rows: Sequence[Row]) -> str:
@@ -245,4 +252,5 @@ def _effort(outcome: SweepOutcome, asked: Profile) -> list[str]:
         how = f"repeated on the same trace {repeats} time{many}"
     on = f", the winner {how}" if repeats else ""
     slo = f" inside {', '.join(asked.slo.texts())}" if len(asked.slo) else ""
-    return [f"{len(outcome.trials)} configurations{slo} in {clock_time(outcome.elapsed_s)}{on}"]
+    trials = "1 configuration" if len(outcome.trials) == 1 else f"{len(outcome.trials)} configurations"
+    return [f"{trials}{slo} in {clock_time(outcome.elapsed_s)}{on}"]

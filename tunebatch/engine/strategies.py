@@ -160,7 +160,9 @@ def strategy(name: str, knobs: Mapping[str, Any] | None = None) -> Strategy:
             raise StrategyError(f"strategy {name}: {error}") from None
     if given:
         wrong = next(iter(given))
-        raise StrategyError(f"strategy {name} has no knob {wrong!r}{_nearest(wrong, values)}")
+        raise StrategyError(
+            f"strategy {name} has no knob {wrong!r}{_owners(wrong, values) or _nearest(wrong, values)}"
+        )
     _check_order(name, values, MIN_BATCH_SIZE.name in (knobs or {}))
     return Strategy(name, tuple(values.items()))
 
@@ -258,6 +260,15 @@ def knobs_of(name: str) -> tuple[Knob, ...]:
 def kind_of(policy: str) -> StrategyKind:
     """The row of the table of a policy, or of the one that a preset is made of."""
     return STRATEGIES[PRESETS[policy].strategy if policy in PRESETS else policy]
+
+
+def _owners(knob: str, own: Mapping[str, object]) -> str:
+    """Who has a knob that is spelled well, and what there is instead, in words; empty if nobody has it."""
+    owners = [name for name in STRATEGIES if knob in {one.name for one in knobs_of(name)}]
+    owners += [
+        f"+{name}" for name, feature in FEATURES.items() if knob in {one.name for one in feature.knobs}
+    ]
+    return f", a knob of {', '.join(owners)}; it has {', '.join(own) or 'none'}" if owners else ""
 
 
 def _nearest(word: str, valid: Mapping[str, object]) -> str:

@@ -56,10 +56,9 @@ class Slo:
         first: dict[str, Limit] = {}
         for limit in self.limits:
             if (other := first.setdefault(limit.name, limit)) is not limit:
-                raise SloError(
-                    f"SLO {limit.name} is given twice; keep one of {format_duration(other.limit_s)} and "
-                    f"{format_duration(limit.limit_s)}"
-                )
+                both = f"keep one of {format_duration(other.limit_s)} and {format_duration(limit.limit_s)}"
+                alike = other.limit_s == limit.limit_s
+                raise SloError(f"SLO {limit.name} is given twice; {'leave one out' if alike else both}")
 
     def __iter__(self) -> Iterator[Limit]:
         return iter(self.limits)
