@@ -24,6 +24,7 @@ from on_gpu.found import Bar, Found, Part, WrongResultError
 from on_gpu.setting import DRY
 from peers.work import Case, Turn
 
+from tunebatch.cli import sweep_folder
 from tunebatch.engine.request import Request
 from tunebatch.execute.torch.attention.base import Variant
 from tunebatch.execute.torch.attention.reference import Reference
@@ -105,6 +106,21 @@ def test_a_sweep_may_batch_as_many_as_are_measured(monkeypatch: pytest.MonkeyPat
     bench = GpuBench(setting, say=lambda text: None, budget=Budget(900.0))
     assert list(sweep.measure(bench).data["answers"].values()) == ["mixed serves most"] * 2
     assert [load_profile(environ=env).device.max_slots for env in asked] == [512, 512]
+
+
+def test_a_sweep_begins_beside_those_of_earlier_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        folder = Path(command[command.index("--out") + 1])
+        assert not sweep_folder.begun(folder)
+        folder.mkdir()
+        (folder / "command.json").write_text("{}")
+        return subprocess.CompletedProcess(command, 0, folder.name, "")
+
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(sweep, "NEEDED", ())
+    bench = GpuBench(dataclasses.replace(DRY, dry=False), tmp_path, lambda text: None, Budget(900.0))
+    answers = [sweep.measure(bench).data["answers"][DRY.small] for _ in range(3)]
+    assert answers == [f"sweep-{DRY.small}{number}" for number in ("", "-2", "-3")]
 
 
 def test_parts_share_the_time_by_what_they_want() -> None:
