@@ -123,6 +123,20 @@ def test_a_sweep_begins_beside_those_of_earlier_runs(monkeypatch: pytest.MonkeyP
     assert answers == [f"sweep-{DRY.small}{number}" for number in ("", "-2", "-3")]
 
 
+def test_the_batch_that_is_judged_is_measured_however_long_loading_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[tuple[str, int]] = []
+    monkeypatch.setattr(GpuBench, "load", lambda _, model: model)
+    monkeypatch.setattr(host, "_split", lambda _, model, batch: measured.append((model, batch)) or {})
+    monkeypatch.setattr(host, "_overlap", lambda *_: {})
+    missing: list[str] = []
+    host._of_model(GpuBench(DRY), "tiny", Budget(0.0), missing, [], [])
+    first, *others = DRY.host_batches
+    assert measured == [("tiny", first)]
+    assert missing == [f"tiny, batch {batch}: out of time" for batch in others]
+
+
 def test_parts_share_the_time_by_what_they_want() -> None:
     assert allowed_s(60.0, 200.0, None) == 60.0
     assert allowed_s(60.0, 200.0, 100.0) == 30.0
