@@ -16,6 +16,7 @@ import os
 import shlex
 import subprocess
 import sys
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from claimed.claim import Table
 
 from on_gpu.bench import GpuBench
 from on_gpu.found import Found, Part
+from tunebatch.cli import sweep_folder
 
 NEEDED = ("optuna", "pydantic", "scipy")
 # A batch limit is searched up to these, of which there are by default as many as suit a laptop.
@@ -65,12 +67,18 @@ def measure(bench: GpuBench) -> Found:
 
 def _command(bench: GpuBench, model: str, search_s: float) -> list[str]:
     slo = [part for text in SLO for part in ("--slo", text)]
-    out = ["--out", str(bench.folder / f"sweep-{model}")] if bench.folder is not None else []
+    out = ["--out", str(_unused(bench.folder / f"sweep-{model}"))] if bench.folder is not None else []
     return [
         sys.executable,
         *("-m", "tunebatch.cli", "sweep", "--model", model, "--workload", "chat", *slo),
         *("--time", f"{max(0, search_s):.0f}s", *out),
     ]
+
+
+def _unused(folder: Path) -> Path:
+    """That folder, or beside those of earlier runs, in which a sweep would not begin, one with a number."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(one for one in chain([folder], numbered) if not sweep_folder.begun(one))
 
 
 def _swept(bench: GpuBench, model: str, command: list[str], search_s: float, found: Found) -> str | None:

@@ -24,6 +24,7 @@ from on_gpu.found import Bar, Found, Part, WrongResultError
 from on_gpu.setting import DRY
 from peers.work import Case, Turn
 
+from tunebatch.cli import sweep_folder
 from tunebatch.engine.request import Request
 from tunebatch.execute.torch.attention.base import Variant
 from tunebatch.execute.torch.attention.reference import Reference
@@ -105,6 +106,35 @@ def test_a_sweep_may_batch_as_many_as_are_measured(monkeypatch: pytest.MonkeyPat
     bench = GpuBench(setting, say=lambda text: None, budget=Budget(900.0))
     assert list(sweep.measure(bench).data["answers"].values()) == ["mixed serves most"] * 2
     assert [load_profile(environ=env).device.max_slots for env in asked] == [512, 512]
+
+
+def test_a_sweep_begins_beside_those_of_earlier_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        folder = Path(command[command.index("--out") + 1])
+        assert not sweep_folder.begun(folder)
+        folder.mkdir()
+        (folder / "command.json").write_text("{}")
+        return subprocess.CompletedProcess(command, 0, folder.name, "")
+
+    monkeypatch.setattr(sweep.subprocess, "run", run)
+    monkeypatch.setattr(sweep, "NEEDED", ())
+    bench = GpuBench(dataclasses.replace(DRY, dry=False), tmp_path, lambda text: None, Budget(900.0))
+    answers = [sweep.measure(bench).data["answers"][DRY.small] for _ in range(3)]
+    assert answers == [f"sweep-{DRY.small}{number}" for number in ("", "-2", "-3")]
+
+
+def test_the_batch_that_is_judged_is_measured_however_long_loading_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured: list[tuple[str, int]] = []
+    monkeypatch.setattr(GpuBench, "load", lambda _, model: model)
+    monkeypatch.setattr(host, "_split", lambda _, model, batch: measured.append((model, batch)) or {})
+    monkeypatch.setattr(host, "_overlap", lambda *_: {})
+    missing: list[str] = []
+    host._of_model(GpuBench(DRY), "tiny", Budget(0.0), missing, [], [])
+    first, *others = DRY.host_batches
+    assert measured == [("tiny", first)]
+    assert missing == [f"tiny, batch {batch}: out of time" for batch in others]
 
 
 def test_parts_share_the_time_by_what_they_want() -> None:
