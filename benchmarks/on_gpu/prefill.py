@@ -130,4 +130,4 @@ def _compiled_table(model: str, forward: str, told: dict[str, Any]) -> Table:
     )
 
 
-PART = Part("prefill", "Do prompts take what their arithmetic takes?", 120.0, measure, (BAR,))
+PART = Part("prefill", "Do prompts take what their arithmetic takes?", 180.0, measure, (BAR,))
