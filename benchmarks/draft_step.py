@@ -75,6 +75,7 @@ class Timed:
             self._ends_s.append(time.perf_counter())
             return tokens
 
+        # This executor alone is watched; nothing else here asks it for tokens.
         self._draft.executor.highest = noted  # type: ignore[method-assign]
 
 

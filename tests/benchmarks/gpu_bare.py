@@ -10,9 +10,9 @@ from pathlib import Path
 # As if they were not there: importing one fails, and so does looking for it.
 MISSING = ("optuna", "pydantic", "scipy", "numba", "psutil", "pynvml", "hypothesis")
 for name in MISSING:
-    sys.modules[name] = None  # type: ignore[assignment]
+    sys.modules[name] = None  # type: ignore[assignment] - Python's own way of saying so
 
-import gpu  # noqa: E402
+import gpu  # noqa: E402 - what it imports must be missing by now
 from on_gpu.setting import DRY  # noqa: E402
 
 SHORT = dataclasses.replace(

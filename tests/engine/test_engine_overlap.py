@@ -228,7 +228,7 @@ class TwoClocks:
 def device(kit: SimpleNamespace, clock: TwoClocks, host_s: float, device_s: float) -> Any:
     """An executor for which the host works for a while, and then the device."""
 
-    class Device(kit.LateExecutor):  # type: ignore[misc]
+    class Device(kit.LateExecutor):  # type: ignore[misc]  # the kit is untyped
         def submit(self, plan: StepPlan) -> Any:
             handle = super().submit(plan)
             clock.now_s += host_s

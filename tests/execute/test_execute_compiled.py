@@ -232,7 +232,11 @@ def test_the_highest_of_equal_outputs_is_the_first() -> None:
 
 
 @pytest.mark.parametrize("rows_", [1, 16, 17, 40])
-def test_linear_finds_the_highest_whatever_product_it_took(rows_: int) -> None:
+@pytest.mark.parametrize("few", ["panels", "plain"])
+def test_linear_finds_the_highest_whatever_product_it_took(
+    monkeypatch: pytest.MonkeyPatch, few: str, rows_: int
+) -> None:
+    monkeypatch.setattr(linear, "_chosen", lambda *_: [few] * 5 + ["plain"] * 3)
     torch.manual_seed(0)
     weight, x = torch.randn(70, 32), torch.randn(rows_, 32)
     assert linear.Linear(weight).highest(x).tolist() == F.linear(x, weight).argmax(-1).tolist()
