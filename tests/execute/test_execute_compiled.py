@@ -17,7 +17,7 @@ from tunebatch.execute.torch.attention.base import AttentionBackend, KvCache, St
 from tunebatch.execute.torch.attention.compiled import Compiled
 from tunebatch.execute.torch.attention.reference import Reference
 from tunebatch.execute.torch.compiled import attend, linear, pointers, rows, threads
-from tunebatch.execute.torch.compiled.few_rows import FewRows
+from tunebatch.execute.torch.compiled.panels import Panels
 from tunebatch.execute.torch.load import ModelError, serve
 
 # Rounding of one result; sums are made in float32 on both sides.
@@ -194,12 +194,15 @@ def test_every_product_equals_torch(dtype: torch.dtype, with_bias: bool, outputs
     torch.manual_seed(0)
     weight = torch.randn(outputs, inputs).to(dtype)
     bias = torch.randn(outputs).to(dtype) if with_bias else None
-    assert linear.packs(dtype)
+    # oneDNN packs bfloat16 only for processors that have instructions for it.
+    assert linear.packs(dtype) == (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     for name, make in linear.PRODUCTS.items():
+        if name == "packed" and not linear.packs(dtype):
+            continue
         product = make(weight, bias)
-        for count in (5, 1, 3, 8, 16, 9, 13, 2, *(() if name == "panels" else (50, 300))):
+        for count in (5, 1, 3, 8, 16, 9, 13, 2, 64, 65, 50, 300):
             x = torch.randn(count, inputs).to(dtype)
-            if isinstance(product, FewRows):  # what another product left behind must not count
+            if isinstance(product, Panels):  # what another product left behind must not count
                 with torch.inference_mode():  # a model that loaded earlier may have made it in there
                     product._scratch.fill_(float("nan"))
             torch.testing.assert_close(product(x), F.linear(x, weight, bias), rtol=2e-2, atol=5e-2)
@@ -216,8 +219,8 @@ def test_the_highest_output_is_found_without_the_others(
     # Whole numbers, so that no sum is rounded; every value below 0 in some rows.
     weight = torch.randint(-2, 3, (outputs, inputs)).to(dtype)
     bias = torch.full((outputs,), -4000.0).to(dtype) if with_bias else None
-    product = FewRows(weight, bias)
-    for count in (16, 1, 5, 2, 9, 3):
+    product = Panels(weight, bias)
+    for count in (64, 16, 1, 5, 2, 9, 3):
         x = torch.randint(-2, 3, (count, inputs)).to(dtype)
         expected = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
         assert product.highest(x).tolist() == expected.numpy().argmax(-1).tolist()
@@ -227,23 +230,23 @@ def test_the_highest_of_equal_outputs_is_the_first() -> None:
     # With two threads the last is another thread's.
     weight = torch.zeros(256, 32)
     weight[[3, 5, 40, 200]] = 1.0
-    assert FewRows(weight, None).highest(torch.ones(2, 32)).tolist() == [3, 3]
-    assert FewRows(-torch.ones(256, 32), None).highest(torch.ones(1, 32)).tolist() == [0]
+    assert Panels(weight, None).highest(torch.ones(2, 32)).tolist() == [3, 3]
+    assert Panels(-torch.ones(256, 32), None).highest(torch.ones(1, 32)).tolist() == [0]
 
 
-@pytest.mark.parametrize("rows_", [1, 16, 17, 40])
+@pytest.mark.parametrize("rows_", [1, 16, 17, 64, 65])
 @pytest.mark.parametrize("few", ["panels", "plain"])
 def test_linear_finds_the_highest_whatever_product_it_took(
     monkeypatch: pytest.MonkeyPatch, few: str, rows_: int
 ) -> None:
-    monkeypatch.setattr(linear, "_chosen", lambda *_: [few] * 5 + ["plain"] * 3)
+    monkeypatch.setattr(linear, "_chosen", lambda *_: [few] * 7 + ["plain"] * 2)
     torch.manual_seed(0)
     weight, x = torch.randn(70, 32), torch.randn(rows_, 32)
     assert linear.Linear(weight).highest(x).tolist() == F.linear(x, weight).argmax(-1).tolist()
 
 
 def test_linear_takes_the_product_that_was_fastest_at_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = ["plain", "plain", "panels", "panels", "packed", "packed", "packed", "transposed"]
+    chosen = ["plain", "plain", "panels", "panels", "packed", "packed", "packed", "panels", "transposed"]
     monkeypatch.setattr(linear, "_chosen", lambda *_: chosen)
     taken: list[str] = []
 
@@ -252,15 +255,48 @@ def test_linear_takes_the_product_that_was_fastest_at_as_many_rows(monkeypatch: 
 
     monkeypatch.setattr(linear, "PRODUCTS", {name: making(name) for name in linear.PRODUCTS})
     product = linear.Linear(torch.ones(2, 2))
-    for rows_ in (1, 2, 3, 8, 9, 64, 65, 5000):
+    for rows_ in (1, 2, 3, 8, 9, 64, 65, 129, 5000):
         product(torch.ones(rows_, 2))
-    assert taken == ["plain", "plain", "panels", "panels", "packed", "packed", "transposed", "transposed"]
+    assert taken == [
+        "plain",
+        "plain",
+        "panels",
+        "panels",
+        "packed",
+        "packed",
+        "panels",
+        "transposed",
+        "transposed",
+    ]
 
 
-def test_our_own_product_is_never_taken_for_more_rows_than_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_fastest", lambda layers, x: 0.5 if isinstance(layers[0], FewRows) else 1.0)
-    chosen = dict(zip(linear.ROWS, linear._chosen((48, 32), torch.float32, 1), strict=True))
-    assert {rows_ for rows_, name in chosen.items() if name == "panels"} == {1, 2, 4, 8, 16}
+def test_a_copy_of_the_weight_must_be_clearly_faster() -> None:
+    times = [
+        {"plain": 10.0, "transposed": 9.9, "packed": 20.0},  # not worth a copy
+        {"plain": 10.0, "transposed": 5.2, "packed": 5.0},  # nor a second one
+        {"plain": 10.0, "transposed": 4.0, "packed": 5.0},
+        {"plain": 10.0, "transposed": 4.0, "packed": 2.0},  # this one is
+        {"transposed": 4.0, "packed": 4.5},
+    ]
+    assert linear._few_copies(times) == ["plain", "transposed", "transposed", "packed", "transposed"]
+
+
+def test_a_hopeless_product_is_not_tried_with_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[int, set[str]]] = []
+
+    def times(products: dict[str, Any], x: torch.Tensor) -> dict[str, float]:
+        tried.append((len(x), set(products)))
+        slow = {"plain": 6.0, "packed": 6.0 if len(x) == 4 else 4.0}
+        return {name: slow.get(name, 1.0) for name in products}
+
+    monkeypatch.setattr(linear, "_times", times)
+    linear._chosen.__wrapped__((48, 32), torch.float32, 1)
+    left = {"transposed", "panels"}
+    assert tried == [
+        (1, set(linear.PRODUCTS)),
+        *((rows_, {*left, "packed"}) for rows_ in (2, 4)),
+        *((rows_, left) for rows_ in linear.ROWS[3:]),
+    ]
 
 
 def test_linear_copies_nothing_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,8 +155,11 @@ def _attend(element: Element, dim: int, value_dim: int, group: int, block_size: 
                     scores[t] = np.float32(0.0)
             for index in range(page, until):
                 keys = pages + (tables[index] * kv_heads + head) * page_bytes
-                if index + 1 < last:
+                if index + 1 < until:
                     _fetch(pages + (tables[index + 1] * kv_heads + head) * page_bytes, key_bytes)
+                else:
+                    first_values = pages + (tables[page] * kv_heads + head) * page_bytes + key_bytes
+                    _fetch(first_values, page_bytes - key_bytes)
                 score(scratch, keys, scores_at + 4 * (index - page) * block_size)
             for row in range(rows):
                 own = position + min(row // group, count - 1) - page * block_size

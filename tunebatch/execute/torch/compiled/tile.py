@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -17,8 +17,9 @@ from numba.extending import intrinsic
 from tunebatch.execute.torch.compiled.pointers import EXP2, FAST, LEAST_EXPONENT, LOG2_E, Element
 
 LANES = 16  # float32 numbers of a vector: one AVX-512 register, two of AVX2
-_ROWS = 8  # sums that are kept in registers at a time
-_CHAINS = 8  # additions under way at a time, to hide how long one takes
+# Sums that are kept in registers at a time, which are also additions under way, to hide how long one takes.
+# More than the registers hold would go by way of memory: AVX-512 has 32, AVX2 16 of half the size.
+ROWS = 8 if binding.get_host_cpu_features().get("avx512f") else 4
 _DEPTH = 32  # unrolled at most
 
 _FLOAT, _INT16, _INT32, _INT64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -33,21 +34,27 @@ def product(
     ``a`` and ``out`` are float32, ``b`` is of the element's type; strides are between rows, in elements.
     """
     lanes, piece = _divisor(width, LANES), _largest_divisor(depth, _DEPTH)
-    whole, rest = rows - rows % _ROWS, rows % _ROWS
-    strides = ((a_stride, 1), b_stride, out_stride)
+    whole, rest = rows - rows % ROWS, rows % ROWS
     size = element.size
-    many = micro(element, _ROWS if whole else 1, piece, lanes, *strides)
-    few = micro(element, max(rest, 1), piece, lanes, *strides)
+    many = micro(element, ROWS if whole else 1, piece, lanes, b_stride, out_stride)
+    few = micro(element, max(rest, 1), piece, lanes, b_stride, out_stride)
 
     @njit(**FAST)
     def multiply_add(a: int, b: int, out: int) -> None:
         for column in range(0, width, lanes):
             for at in range(0, depth, piece):
                 there = b + size * (at * b_stride + column)
-                for row in range(0, whole, _ROWS):
-                    many(a + 4 * (row * a_stride + at), there, out + 4 * (row * out_stride + column))
+                for row in range(0, whole, ROWS):
+                    many(
+                        a + 4 * (row * a_stride + at), a_stride, there, out + 4 * (row * out_stride + column)
+                    )
                 if rest:
-                    few(a + 4 * (whole * a_stride + at), there, out + 4 * (whole * out_stride + column))
+                    few(
+                        a + 4 * (whole * a_stride + at),
+                        a_stride,
+                        there,
+                        out + 4 * (whole * out_stride + column),
+                    )
 
     return multiply_add
 
@@ -143,34 +150,25 @@ def _largest_divisor(number: int, most: int) -> int:
     return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
 
 
-def micro(
-    element: Element,
-    rows: int,
-    depth: int,
-    lanes: int,
-    a_strides: tuple[int, int],
-    b_stride: int,
-    out_stride: int,
-) -> Any:
-    """The product with one vector a row: unrolled, its sums in registers from beginning to end.
-
-    Args:
-        a_strides: Between the rows of ``a``, and between the numbers of a row.
-    """
+def micro(element: Element, rows: int, depth: int, lanes: int, b_stride: int, out_stride: int) -> Any:
+    """A compiled ``f(a, a_stride, b, out)``: the product with one vector a row, unrolled, its sums in
+    registers from beginning to end."""
     vector = ir.VectorType(_FLOAT, lanes)
     first_lane = ir.Constant(ir.VectorType(_INT32, lanes), [0] * lanes)
-    chains = max(1, _CHAINS // rows)
+    chains = max(1, ROWS // rows)
 
     @intrinsic
-    def multiply_add(typing_context: Any, a: Any, b: Any, out: Any) -> Any:
+    def multiply_add(typing_context: Any, a: Any, a_stride: Any, b: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            a, a_stride, b, out = arguments
+            row_bytes = builder.mul(a_stride, ir.Constant(_INT64, 4))
+            a_rows = [builder.add(a, builder.mul(row_bytes, ir.Constant(_INT64, row))) for row in range(rows)]
+
             def pointer(base: Any, offset: int, kind: Any) -> Any:
                 return builder.inttoptr(builder.add(base, ir.Constant(_INT64, offset)), kind.as_pointer())
 
             def splat(row: int, k: int) -> Any:
-                number = builder.load(
-                    pointer(arguments[0], 4 * (row * a_strides[0] + k * a_strides[1]), _FLOAT), align=4
-                )
+                number = builder.load(pointer(a_rows[row], 4 * k, _FLOAT), align=4)
                 undefined = ir.Constant(vector, ir.Undefined)
                 one = builder.insert_element(undefined, number, ir.Constant(_INT32, 0))
                 return builder.shuffle_vector(one, undefined, first_lane)
@@ -178,8 +176,8 @@ def micro(
             def load_b(k: int) -> Any:
                 offset = element.size * k * b_stride
                 if element.size == 4:
-                    return builder.load(pointer(arguments[1], offset, vector), align=4)
-                bits = builder.load(pointer(arguments[1], offset, ir.VectorType(_INT16, lanes)), align=2)
+                    return builder.load(pointer(b, offset, vector), align=4)
+                bits = builder.load(pointer(b, offset, ir.VectorType(_INT16, lanes)), align=2)
                 wide = builder.zext(bits, ir.VectorType(_INT32, lanes))
                 sixteen = ir.Constant(ir.VectorType(_INT32, lanes), [16] * lanes)
                 return builder.bitcast(builder.shl(wide, sixteen), vector)
@@ -195,13 +193,13 @@ def micro(
                         chain = k % chains
                         sums[row][chain] = builder.fadd(sums[row][chain], term, flags=("fast",))
             for row in range(rows):
-                target = pointer(arguments[2], 4 * row * out_stride, vector)
+                target = pointer(out, 4 * row * out_stride, vector)
                 total = builder.load(target, align=4)
                 for chain in sums[row]:
                     total = builder.fadd(total, chain, flags=("fast",))
                 builder.store(total, target, align=4)
             return context.get_dummy_value()
 
-        return types.void(types.int64, types.int64, types.int64), generate
+        return types.void(types.int64, types.int64, types.int64, types.int64), generate
 
     return multiply_add

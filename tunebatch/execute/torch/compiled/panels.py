@@ -1,4 +1,8 @@
-"""A matrix product of at most sixteen rows, where calling a library takes longer than multiplying."""
+"""A matrix product on the threads of the other kernels, whose sums stay in registers.
+
+With few rows a library takes longer to call than to multiply; with more, our own is level with it on
+AMD's processors, where torch's does not use what they can do.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,18 @@ from torch import Tensor
 
 from tunebatch.execute.torch.compiled.pointers import CACHE_LINE, ELEMENTS, FAST, float32s, int64s, prefetch
 from tunebatch.execute.torch.compiled.threads import Kernel
-from tunebatch.execute.torch.compiled.tile import LANES, largest, micro
+from tunebatch.execute.torch.compiled.tile import LANES, ROWS, largest, micro
 
-MOST_ROWS = 16
-_TILE = 8  # rows whose sums are kept in registers
+MOST_ROWS = 64  # that are multiplied with a panel while it is in the processor's nearest cache
 _DEPTH = 32
 _LEAST = np.float32(np.finfo(np.float32).min)
 _AHEAD = 2  # pieces of a panel that are on their way from memory
 
 
-class FewRows:
-    """``x @ weight.T + bias`` for ``x [rows, in]`` of at most `MOST_ROWS` rows; ``weight [out, in]``.
+class Panels:
+    """``x @ weight.T + bias`` for ``x [rows, in]``; ``weight [out, in]``.
 
-    The weight is kept in panels of 16 outputs, each read from beginning to end.
+    The weight is kept in panels of 16 outputs, each read from beginning to end, once for `MOST_ROWS` rows.
     """
 
     __slots__ = ("_bias", "_depth", "_found", "_panels", "_scratch", "_search", "_store", "_width")
@@ -36,7 +39,7 @@ class FewRows:
         self._panels = padded.unflatten(0, (-1, LANES)).transpose(1, 2).contiguous()
         self._bias = None if bias is None else bias.float()
         self._width, self._depth = width, depth
-        self._store, self._search = _few_rows(weight.dtype), _highest(weight.dtype)
+        self._store, self._search = _product(weight.dtype), _highest(weight.dtype)
         num_threads = torch.get_num_threads()
         self._scratch = _scratch(padded.shape[1], num_threads)
         self._found = _found(num_threads)
@@ -72,7 +75,7 @@ class FewRows:
 
 @cache
 def _scratch(depth: int, num_threads: int) -> Tensor:
-    """For each thread the rows as columns of float32 numbers, and a tile of results."""
+    """For each thread the rows as float32 numbers, and a tile of results."""
     return torch.zeros(num_threads, depth * MOST_ROWS + MOST_ROWS * LANES)
 
 
@@ -83,30 +86,32 @@ def _found(num_threads: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _few_rows(dtype: torch.dtype) -> Kernel:
+def _product(dtype: torch.dtype) -> Kernel:
     element = ELEMENTS[dtype]
     at, store = element.at, element.store
-    columns_of, multiply = _products(dtype)
+    rows_of, multiply = _products(dtype)
 
     @njit(**FAST)
     def body(a: Any, thread: int, num_threads: int) -> None:
-        out, rows, width = at(a[7]), a[3], a[5]
-        columns_at, tile_at = columns_of(a, thread)
-        tile = float32s(tile_at)
+        out, width = at(a[7]), a[5]
         panels = (width + LANES - 1) // LANES
-        for panel in range(panels * thread // num_threads, panels * (thread + 1) // num_threads):
-            multiply(a, panel, columns_at, tile_at)
-            first = panel * LANES
-            for row in range(rows):
-                for j in range(min(LANES, width - first)):
-                    store(out, row * width + first + j, tile[row * LANES + j])
+        for begin in range(0, a[3], MOST_ROWS):
+            rows = min(a[3] - begin, MOST_ROWS)
+            rows_at, tile_at = rows_of(a, thread, begin, rows)
+            tile = float32s(tile_at)
+            for panel in range(panels * thread // num_threads, panels * (thread + 1) // num_threads):
+                multiply(a, panel, rows_at, rows, tile_at)
+                first = panel * LANES
+                for row in range(rows):
+                    for j in range(min(LANES, width - first)):
+                        store(out, (begin + row) * width + first + j, tile[row * LANES + j])
 
     return Kernel(body, 8)
 
 
 @cache
 def _highest(dtype: torch.dtype) -> Kernel:
-    columns_of, multiply = _products(dtype)
+    rows_of, multiply = _products(dtype)
 
     @njit(**FAST)
     def body(a: Any, thread: int, num_threads: int) -> None:
@@ -116,11 +121,11 @@ def _highest(dtype: torch.dtype) -> Kernel:
             for row in range(rows):
                 values[other * MOST_ROWS + row] = _LEAST
                 outputs[other * MOST_ROWS + row] = 0
-        columns_at, tile_at = columns_of(a, thread)
+        rows_at, tile_at = rows_of(a, thread, 0, rows)
         tile = float32s(tile_at)
         panels = (width + LANES - 1) // LANES
         for panel in range(panels * thread // num_threads, panels * (thread + 1) // num_threads):
-            multiply(a, panel, columns_at, tile_at)
+            multiply(a, panel, rows_at, rows, tile_at)
             first = panel * LANES
             lanes = min(LANES, width - first)
             for j in range(lanes, LANES):
@@ -140,51 +145,60 @@ def _highest(dtype: torch.dtype) -> Kernel:
 
 @cache
 def _products(dtype: torch.dtype) -> tuple[Any, Any]:
-    """What both kernels do: lay the rows out as a thread's columns, and multiply them with one panel."""
+    """What both kernels do: lay the rows out for a thread, and multiply them with one panel."""
     element = ELEMENTS[dtype]
     at, load, size = element.at, element.load, element.size
-    strides = ((1, MOST_ROWS), LANES, LANES)
-    one, two, four, eight = (micro(element, rows, _DEPTH, LANES, *strides) for rows in (1, 2, 4, _TILE))
+    one, two, four, eight = (micro(element, rows, _DEPTH, LANES, LANES, LANES) for rows in (1, 2, 4, 8))
+    in_place, together = size == 4, ROWS
 
     @njit(**FAST)
-    def columns_of(a: Any, thread: int) -> Any:
-        x, rows, depth = at(a[0]), a[3], a[4]
+    def rows_of(a: Any, thread: int, first: int, rows: int) -> Any:
+        """Where a thread's rows are, as float32 and padded to whole pieces, and where its tile."""
+        x, depth = at(a[0]), a[4]
         padded = (depth + _DEPTH - 1) // _DEPTH * _DEPTH
-        columns_at = a[6] + 4 * thread * (padded * MOST_ROWS + MOST_ROWS * LANES)
-        columns = float32s(columns_at)
+        rows_at = a[6] + 4 * thread * MOST_ROWS * (padded + LANES)
+        tile_at = rows_at + 4 * padded * MOST_ROWS
+        if in_place and padded == depth:
+            return a[0] + 4 * first * depth, tile_at
         for row in range(rows):
+            own = float32s(rows_at + 4 * row * padded)
             for k in range(depth):
-                columns[k * MOST_ROWS + row] = load(x, row * depth + k)
-        for k in range(depth, padded):
-            for row in range(rows):
-                columns[k * MOST_ROWS + row] = np.float32(0.0)
-        return columns_at, columns_at + 4 * padded * MOST_ROWS
+                own[k] = load(x, (first + row) * depth + k)
+            for k in range(depth, padded):
+                own[k] = np.float32(0.0)
+        return rows_at, tile_at
 
     @njit(**FAST)
-    def multiply(a: Any, panel: int, columns_at: int, tile_at: int) -> None:
-        rows, depth, width = a[3], a[4], a[5]
+    def multiply(a: Any, panel: int, rows_at: int, rows: int, tile_at: int) -> None:
+        depth, width = a[4], a[5]
         padded = (depth + _DEPTH - 1) // _DEPTH * _DEPTH
         tile = float32s(tile_at)
-        for i in range((rows + _TILE - 1) // _TILE * _TILE * LANES):
+        for i in range(rows * LANES):
             tile[i] = np.float32(0.0)
         for k in range(0, padded, _DEPTH):
             weights = a[1] + size * LANES * (panel * padded + k)
             for line in range(0, size * LANES * _DEPTH, CACHE_LINE):
                 prefetch(weights + _AHEAD * size * LANES * _DEPTH + line)
-            for row in range(0, rows, _TILE):
-                these, sums = columns_at + 4 * (k * MOST_ROWS + row), tile_at + 4 * row * LANES
-                if rows - row == 1:
-                    one(these, weights, sums)
-                elif rows - row == 2:
-                    two(these, weights, sums)
-                elif rows - row <= 4:
-                    four(these, weights, sums)
+            row = 0
+            while row < rows:
+                these, sums = rows_at + 4 * (row * padded + k), tile_at + 4 * row * LANES
+                left = rows - row
+                if together == 8 and left >= 8:
+                    eight(these, padded, weights, sums)
+                    row += 8
+                elif left >= 4:
+                    four(these, padded, weights, sums)
+                    row += 4
+                elif left >= 2:
+                    two(these, padded, weights, sums)
+                    row += 2
                 else:
-                    eight(these, weights, sums)
+                    one(these, padded, weights, sums)
+                    row += 1
         if a[2] != 0:
             bias, first = float32s(a[2]), panel * LANES
             for row in range(rows):
                 for j in range(min(LANES, width - first)):
                     tile[row * LANES + j] += bias[first + j]
 
-    return columns_of, multiply
+    return rows_of, multiply
