@@ -42,15 +42,16 @@ def test_a_workload_may_be_a_format_and_a_p99_gets_the_requests_it_needs(tunebat
     assert any("clipped" in note for note in kept["tunebatch"]["workload"]["notes"])
 
 
-@pytest.mark.parametrize(("command", "code"), [("run", 7), ("compare", 0)])
+@pytest.mark.parametrize("command", ["run", "compare"])
 def test_one_run_of_a_trace_keeps_its_pace_and_says_what_was_clipped(
-    tunebatch: Any, trace: str, command: str, code: int
+    tunebatch: Any, trace: str, command: str
 ) -> None:
-    done = tunebatch(command, "-w", "azure", "--trace-file", trace, "-n", "20", *SLO, "-o", "here", "--quiet")
-    assert done.code == code
+    few = ["-w", "azure", "--trace-file", trace, "-n", "20", "--slo", "mean_ttft<=2s", "-o", "here"]
+    done = tunebatch(command, *few, "--quiet")
+    assert done.code == 0, done.err
     assert "note: 2 of 20 requests were clipped to the context of 2048 tokens" in done.out
-    done = tunebatch(command, "-w", "azure", "--trace-file", trace, "-n", "20", *SLO, "-o", "here")
-    assert done.code == code, done.err
+    done = tunebatch(command, *few)
+    assert done.code == 0, done.err
     assert "note: 2 of 20 requests were clipped to the context of 2048 tokens" in done.out
     file = next(Path("here").rglob("result.json"))
     assert json.loads(file.read_text())["request_rate"] == pytest.approx(2.0)

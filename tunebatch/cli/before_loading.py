@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunebatch.cli.errors import CliError
-from tunebatch.cli.traffic import needed_requests
+from tunebatch.cli.traffic import called, comes_at_once, needed_requests, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tunebatch.profile import Profile
+    from tunebatch.workload.spec import WorkloadSpec
 
 
 def check_samples(profile: Profile, num_requests: int | None, at_once: bool, trace: str = "") -> None:
@@ -25,20 +26,34 @@ def check_samples(profile: Profile, num_requests: int | None, at_once: bool, tra
     Raises:
         CliError: A percentile needs more requests than there are.
     """
+    if problem := _samples_problem(profile, num_requests, at_once, trace):
+        raise CliError(problem)
+
+
+def untold(profile: Profile, spec: WorkloadSpec, rate: float | None) -> str:
+    """Why one run of the traffic, as `run` and `compare` serve it, could not tell the SLO; empty where it
+    may."""
+    rows = recorded(profile, spec)
+    at_once = comes_at_once(profile, spec, rate, rows)
+    drawn = _samples_problem(profile, spec.num_requests, at_once)
+    num_recorded = None if rows is None else len(rows)
+    return drawn or _samples_problem(profile, num_recorded, at_once, called(profile, spec))
+
+
+def _samples_problem(profile: Profile, num_requests: int | None, at_once: bool, trace: str = "") -> str:
+    """What ``check_samples`` refuses, in words; empty where there is nothing to refuse."""
     from tunebatch.report.why import samples_problem, warmup_aside
 
     needed = needed_requests(profile, at_once)
     problem = None if num_requests is None else samples_problem(needed, num_requests, at_once)
-    if problem is None:
-        return
-    if trace:
-        name, count = max(needed, key=lambda one: one[1])
-        problem = (
-            f"{name} needs at least {count} requests to be told{warmup_aside(at_once)}, and {trace} gives "
-            f"{num_requests}; "
-            "use a longer trace or a lower percentile"
-        )
-    raise CliError(problem)
+    if problem is None or not trace:
+        return problem or ""
+    name, count = max(needed, key=lambda one: one[1])
+    return (
+        f"{name} needs at least {count} requests to be told{warmup_aside(at_once)}, and {trace} gives "
+        f"{num_requests}; "
+        "use a longer trace or a lower percentile"
+    )
 
 
 def check_draft(profile: Profile, strategies: Iterable[str], features: Iterable[str] = ()) -> None:

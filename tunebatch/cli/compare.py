@@ -118,7 +118,7 @@ def _measured(
 ) -> int:
     """Measures strategy after strategy; shows what there is, whatever ends it."""
     from tunebatch.cli import output
-    from tunebatch.cli.before_loading import check_draft
+    from tunebatch.cli.before_loading import check_draft, untold
     from tunebatch.cli.session import Session
     from tunebatch.cli.shape_rules import check_shapes
     from tunebatch.cli.traffic import checked_spec, refuse_rate
@@ -135,6 +135,7 @@ def _measured(
     check_draft(asked, [one.name for one in chosen])
     spec = checked_spec(asked)
     refuse_rate(rate, asked, spec)
+    problem = untold(asked, spec, rate)
     folder = output.results_folder("compare", out)
     output.check_folder(folder)
     traces = _trace_files(trace, [one.name for one in chosen])
@@ -145,6 +146,8 @@ def _measured(
     written = False
     stopped: BaseException | None = None
     with Progress(output.stderr(), quiet or json) as progress:
+        if problem:
+            progress.note(problem)
         progress.status("loading the model")
         session = Session.open(asked, spec, progress=progress)
         for line in [

@@ -64,12 +64,12 @@ def run(
 ) -> int:
     """Measure one strategy with its knobs on one workload.
 
-    Exits with 6 where a limit of the SLO is missed, and with 7 where too few samples tell. A profile's SLO
-    is not held against other traffic than its own: another --workload or --trace-file, or, without a --rate,
-    requests that come all at once.
+    Exits with 6 where a limit of the SLO is missed, and with 7 where too few samples tell; an --slo that so
+    few requests never could tell is refused. A profile's SLO is not held against other traffic than its own:
+    another --workload or --trace-file, or, without a --rate, requests that come all at once.
     """
     from tunebatch.cli import output
-    from tunebatch.cli.before_loading import check_draft
+    from tunebatch.cli.before_loading import check_draft, untold
     from tunebatch.cli.session import Session
     from tunebatch.cli.shape_rules import check_shapes
     from tunebatch.cli.traffic import checked_spec, has_own_schedule, refuse_rate
@@ -114,11 +114,19 @@ def run(
     check_draft(asked, [chosen.name])
     spec = checked_spec(asked)
     refuse_rate(rate, asked, spec)
+    own_traffic = workload is None and trace_file is None
+    paced = rate is not None or has_own_schedule(asked, spec)
+    held = bool(slo) or (own_traffic and paced)
+    problem = untold(asked, spec, rate) if held else ""
+    if problem and slo:
+        raise CliError(problem)
     folder = output.results_folder("run", out)
     output.check_folder(folder)
     if trace is not None:
         output.make_trace_folder(trace)
     with Progress(output.stderr(), quiet or json) as progress:
+        if problem:
+            progress.note(problem)
         progress.status("loading the model")
         session = Session.open(asked, spec, clock, progress)
         result = _measured(session, chosen, rate, telemetry, folder, notes, progress)
@@ -132,9 +140,7 @@ def run(
     except ResultError as error:
         unwritten = error  # no reason not to show it
     _show(result, json, quiet)
-    own_traffic = workload is None and trace_file is None
-    paced = rate is not None or has_own_schedule(asked, spec)
-    told, code = _verdict(result, bool(slo) or (own_traffic and paced))
+    told, code = _verdict(result, held)
     if told and not json:
         print(told)
     if not json:

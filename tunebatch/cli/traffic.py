@@ -13,6 +13,7 @@ from tunebatch.cli.errors import CliError
 if TYPE_CHECKING:
     from tunebatch.profile import Profile
     from tunebatch.workload.spec import WorkloadSpec
+    from tunebatch.workload.traces import TraceRow
 
 _RENAMED = {
     "requests": "num_requests",
@@ -118,13 +119,23 @@ def num_recorded(profile: Profile, spec: WorkloadSpec) -> int | None:
     Raises:
         CliError: See ``checked_spec``.
     """
+    rows = recorded(profile, spec)
+    return None if rows is None else len(rows)
+
+
+def recorded(profile: Profile, spec: WorkloadSpec) -> list[TraceRow] | None:
+    """The trace's requests for the description; None without a trace.
+
+    Raises:
+        CliError: See ``checked_spec``.
+    """
     from tunebatch.cli.tokenizer import text_to_ids
     from tunebatch.workload.recorded import recorded_rows
 
     if spec.trace_file is None:
         return None
     try:
-        return len(recorded_rows(spec, text_to_ids(profile.model.name), spec.seed, notes=[]))
+        return recorded_rows(spec, text_to_ids(profile.model.name), spec.seed, notes=[])
     except ValueError as error:
         raise CliError(str(error)) from None
 
@@ -228,3 +239,23 @@ def has_own_schedule(profile: Profile, spec: WorkloadSpec) -> bool:
     own = asked.rate_per_s, asked.concurrency
     chosen = asked.arrivals in ("closed", "burst") or spec.arrivals == "trace"
     return chosen or any(value is not None for value in own)
+
+
+def comes_at_once(
+    profile: Profile, spec: WorkloadSpec, rate: float | None, rows: list[TraceRow] | None
+) -> bool:
+    """Whether all requests of a run come at once, as ``Session.as_asked`` has them.
+
+    Args:
+        rate: At which they are played, or None for their own schedule.
+        rows: Those of the trace, if there is one.
+    """
+    from tunebatch.workload.traces import mean_rate_per_s
+
+    if rate is not None:
+        return False
+    if not has_own_schedule(profile, spec):
+        return True
+    if spec.arrivals == "trace":
+        return mean_rate_per_s([row.arrival_s or 0.0 for row in rows or ()]) is None
+    return spec.arrivals != "closed" and not has_rhythm(spec)
