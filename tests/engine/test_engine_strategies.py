@@ -67,6 +67,8 @@ def test_what_is_switched_off_is_not_told() -> None:
         ("chunked", {"chunk_size": "auto"}, "must be a finite number (prompt tokens per chunk)"),
         ("adaptive", {"min_batch_size": 40}, "must not exceed max_batch_size, nearest is 32"),
         ("adaptive", {"target": -0.1}, "least possible value is 0"),
+        ("mixed+prefix+prefix", {}, "strategy mixed+prefix+prefix: prefix is given twice; leave one out"),
+        ("mixed+draft+prefix+speculative", {}, "draft is given twice; leave one out"),
         ("sarati", {}, "did you mean 'sarathi'"),
         ("vllm", {}, "vllm-v0, sarathi, vllm-v1"),
         ("sarathi", {"chunk": 4}, "did you mean 'chunk_size'"),

@@ -184,7 +184,7 @@ def canonical(name: str) -> str:
     """The one spelling of a strategy's name: aliases resolved, features in the order of their table.
 
     Raises:
-        StrategyError: No or an unknown policy or feature, or features that exclude each other.
+        StrategyError: No or an unknown policy or feature, one feature twice, or some that exclude each other.
     """
     policy, *words = name.split("+")
     if not policy.strip():
@@ -201,6 +201,10 @@ def canonical(name: str) -> str:
             )
         if ALIASES.get(word, word) not in FEATURES:
             raise StrategyError(f"strategy {name}: unknown feature {word!r}{_nearest(word, FEATURES)}")
+    if len(words) > len(wanted):
+        features = [ALIASES.get(word, word) for word in words]
+        twice = next(word for index, word in enumerate(features) if word in features[:index])
+        raise StrategyError(f"strategy {name}: {twice} is given twice; leave one out")
     for feature in wanted:
         if others := wanted.intersection(FEATURES[feature].excludes):
             raise StrategyError(
