@@ -34,6 +34,10 @@ CASES = {
         ["run", "+prefix"],
         ["no strategy before the first '+'", "one of sequential"],
     ),
+    "a feature alone": (
+        ["sweep", "--strategy", "prefix"],
+        ["error: --strategy prefix: 'prefix' is a feature", "write it like continuous+prefix"],
+    ),
     "no folder named": (["run", "-o", ""], ["error: --out is empty; name a folder"]),
     "no profile": (["run", "-p", ""], ["error: no profile is named; give a TOML file or one of chat-p99,"]),
     "no profile of a sweep": (["sweep", "-p", ""], ["error: no profile is named; "]),

@@ -69,6 +69,12 @@ def test_what_is_switched_off_is_not_told() -> None:
         ("adaptive", {"target": -0.1}, "least possible value is 0"),
         ("mixed+prefix+prefix", {}, "strategy mixed+prefix+prefix: prefix is given twice; leave one out"),
         ("mixed+draft+prefix+speculative", {}, "draft is given twice; leave one out"),
+        (
+            "prefix",
+            {},
+            "'prefix' is a feature, which is added to a strategy; write it like continuous+prefix",
+        ),
+        ("speculative+prefix", {}, "; write it like continuous+speculative+prefix"),
         ("sarati", {}, "did you mean 'sarathi'"),
         ("vllm", {}, "vllm-v0, sarathi, vllm-v1"),
         ("sarathi", {"chunk": 4}, "did you mean 'chunk_size'"),

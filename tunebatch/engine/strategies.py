@@ -190,6 +190,10 @@ def canonical(name: str) -> str:
     if not policy.strip():
         where = "no strategy before the first '+'" if words else "no strategy is named"
         raise StrategyError(f"strategy {name!r}: {where}; give one of {', '.join({**STRATEGIES, **PRESETS})}")
+    if ALIASES.get(policy, policy) in FEATURES:
+        raise StrategyError(
+            f"{policy!r} is a feature, which is added to a strategy; write it like continuous+{name}"
+        )
     if policy not in STRATEGIES and policy not in PRESETS:
         raise StrategyError(f"unknown strategy {name!r}{_nearest(policy, {**STRATEGIES, **PRESETS})}")
     wanted = {ALIASES.get(word, word) for word in words}
