@@ -37,7 +37,7 @@ def parse_ranges(value: Any) -> Ranges:
 
 def range_text(name: str, low: float, high: float) -> str:
     """As ``parse_ranges`` reads it: ``4-128``, ``16`` or ``auto``."""
-    if low == high == 0 and any(knob.auto for knob in _named(name)):
+    if low == high == 0 and any(knob.auto for knob in knobs_named(name)):
         return AUTO
     texts = [format_duration(end) if name.endswith("_s") and end else f"{end:g}" for end in (low, high)]
     return texts[0] if low == high else "-".join(texts)
@@ -105,7 +105,7 @@ def _table(texts: list[Any]) -> dict[str, str]:
 
 
 def _range(name: str, given: Any) -> tuple[float, float]:
-    knobs = _named(name)
+    knobs = knobs_named(name)
     if not knobs:
         raise ValueError(f"{name} = {given!r}: {unknown_knob(name)}")
     try:
@@ -156,8 +156,8 @@ def _all_knobs() -> list[Knob]:
     return [knob for knobs in tables for knob in knobs]
 
 
-def _named(name: str) -> list[Knob]:
-    """Knobs of one name differ in their defaults and in whether they can be ``auto``."""
+def knobs_named(name: str) -> list[Knob]:
+    """All of one name: they differ in their defaults and in whether they can be ``auto``."""
     return [knob for knob in _all_knobs() if knob.name == name]
 
 

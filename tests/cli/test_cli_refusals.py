@@ -24,6 +24,16 @@ CASES = {
         ["'many' is not a number", "max_batch_size=32"],
     ),
     "knob's unit": (["run", "--set", "max_batch_size=16seqs"], ["not a number", "max_batch_size=16"]),
+    "knob's unit after a fraction": (
+        ["run", "mixed", "--set", "chunk_size=12.5k"],
+        ["'12.5k' is not a number", "--set chunk_size=12"],
+    ),
+    "switch": (
+        ["run", "chunked", "--set", "forecast_kv=yes"],
+        ["--set forecast_kv: 'yes' is neither 0 (off) nor 1 (on); write it like --set forecast_kv=1"],
+    ),
+    "switch off": (["run", "static", "-s", "sort_by_length=Off"], ["--set sort_by_length=0"]),
+    "share": (["run", "adaptive", "-s", "target=high"], ["'high' is not a number", "--set target=0.9"]),
     "delay's unit": (["run", "dynamic", "--set", "max_delay_s=50mz"], ["unknown unit 'mz'", "50ms"]),
     "requests": (["run", "--requests", "0"], ["error: --requests 0: impossible", "nearest valid value is 1"]),
     "no strategy": (

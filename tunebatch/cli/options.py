@@ -14,6 +14,8 @@ from tunebatch.cli.errors import CliError
 if TYPE_CHECKING:
     from tunebatch.engine.strategies import Strategy
 
+_OFF = ("off", "no", "false", "n", "f")
+
 _STRATEGIES = "sequential, static, dynamic, continuous, chunked, mixed, adaptive"
 _PRESETS = "orca, vllm-v0, sarathi, vllm-v1, splitfuse, lightllm"
 _WITH = "Features are added to any: +prefix, +ngram or +draft, as in mixed+prefix+ngram."
@@ -290,13 +292,23 @@ def _knob_number(name: str, value: str) -> float:
     if problem := unknown_knob(name):
         raise CliError(f"--set {name}={value}: {problem}")
     if not name.endswith("_s"):
-        digits = re.match(r"[\d.]*\d", value)
-        nearest = digits[0] if digits is not None and digits[0].count(".") < 2 else "32"
-        raise CliError(f"--set {name}: {value!r} is not a number; write it like --set {name}={nearest}")
+        told, nearest = _nearest_value(name, value)
+        raise CliError(f"--set {name}: {value!r} is {told}; write it like --set {name}={nearest}")
     try:
         return parse_duration(f"--set {name}", value)
     except SloError as error:
         raise CliError(str(error)) from None
+
+
+def _nearest_value(name: str, value: str) -> tuple[str, str]:
+    """What a knob's value that is no number is not, and one that may have been meant."""
+    from tunebatch.profile_knobs import knobs_named
+
+    knob = knobs_named(name)[0]
+    if knob.switch:
+        return "neither 0 (off) nor 1 (on)", "0" if value.lower() in _OFF else "1"
+    digits = re.match(r"\d+" if knob.integer else r"\d+(\.\d+)?", value)
+    return "not a number", digits[0] if digits is not None else f"{knob.shown(knob.default)}"
 
 
 def check_one_strategy(name: str) -> None:
