@@ -33,7 +33,7 @@ def said(where: str, section: str, key: str, value: Any) -> str:
     if not where.startswith("--"):
         return f"{where}: [{section}] {key} = {value!r}"
     typed = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return f"{where} {typed or repr(typed)}"
+    return f"{where} {typed if typed.strip() else repr(typed)}"
 
 
 def one_line(

@@ -6,7 +6,7 @@ import difflib
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from tunebatch.engine.strategies import STRATEGIES, features_named, named
 from tunebatch.profile_knobs import Ranges, parse_ranges
@@ -86,8 +86,16 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _file(value: str) -> str:
+    """An empty name would be the working folder."""
+    if not value.strip():
+        raise ValueError("is empty; name a file, or leave it out")
+    return value
+
+
 Integer = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Length = Annotated[int | str, BeforeValidator(_number)]
 
 
@@ -98,12 +106,12 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which model, and how it is computed; ``compile`` lets torch.compile do it if that is faster."""
 
-    name: str = Field("bundled", min_length=1)
+    name: Text = "bundled"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Backend = "auto"
     compile: bool = False
-    draft: str = Field("auto", min_length=1)
+    draft: Text = "auto"
     acceptance: Annotated[tuple[float, ...], BeforeValidator(_rates)] = ()
 
 
@@ -128,7 +136,7 @@ class WorkloadSection(Section):
     think_time_s: Annotated[Number, Field(ge=0)] | None = None
     burst_size: Annotated[Integer, Field(ge=1)] | None = None
     burst_gap_s: Annotated[Number, Field(gt=0)] | None = None
-    trace_file: str | None = None
+    trace_file: Annotated[str, AfterValidator(_file)] | None = None
     trace_format: str | None = None
     trace_start: Annotated[Integer, Field(ge=0)] | None = None
     trace_limit: Annotated[Integer, Field(ge=1)] | None = None

@@ -26,6 +26,7 @@ def compare(
             metavar="RESULT",
             help="Saved results, as files or their folders. Without any, strategies are measured.",
             show_default=False,
+            parser=options.path("a saved result", "name its file or its folder"),
         ),
     ] = None,
     strategy: Annotated[

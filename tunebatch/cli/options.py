@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,11 +151,20 @@ Rate = Annotated[
 ]
 
 
-def _folder(text: str) -> Path:
-    """An empty text would be the working folder."""
-    if not text.strip():
-        raise CliError("--out is empty; name a folder, or leave it out for one in results/")
-    return Path(text)
+def path(named: str, mend: str) -> Callable[[str], Path]:
+    """The parser of a path: an empty text would be the working folder.
+
+    Args:
+        named: The option or argument.
+        mend: What to give in its place.
+    """
+
+    def parsed(text: str) -> Path:
+        if not text.strip():
+            raise CliError(f"{named} is empty; {mend}")
+        return Path(text)
+
+    return parsed
 
 
 Out = Annotated[
@@ -166,7 +175,7 @@ Out = Annotated[
         metavar="FOLDER",
         help="Where results go [results/<name>].",
         show_default=False,
-        parser=_folder,
+        parser=path("--out", "name a folder, or leave it out for one in results/"),
     ),
 ]
 Trace = Annotated[
@@ -176,6 +185,7 @@ Trace = Annotated[
         metavar="FILE",
         help="Write what every slot and step did, for ui.perfetto.dev; of several strategies a file each.",
         show_default=False,
+        parser=path("--trace", "name a file, such as trace.json, or leave it out"),
     ),
 ]
 Telemetry = Annotated[

@@ -78,6 +78,7 @@ def sweep(
             metavar="FOLDER",
             help="Go on with the sweep that was begun there; it measures nothing twice.",
             show_default=False,
+            parser=options.path("--resume", "name the folder of a sweep, or leave it out to begin one"),
         ),
     ] = None,
     dry_run: Annotated[
