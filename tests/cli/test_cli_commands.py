@@ -651,3 +651,13 @@ def test_a_hit_rate_is_told_with_the_tokens_it_saved(
     assert header.endswith(" hit  saved tokens")
     share, _, saved = row.split()[-3:]
     assert (share, saved) == (f"{100 * metrics['hit_rate']:.0f}", f"{metrics['saved_prefill_tokens']:,}")
+
+
+@pytest.mark.parametrize("several", [["static, mixed+prefix"], ["static", "mixed+prefix"]])
+def test_strategies_are_several_with_commas_or_by_repetition(tunebatch: Any, several: list[str]) -> None:
+    flags = [word for text in several for word in ("--strategy", text)]
+    done = tunebatch("compare", *flags, "-o", "here")
+    assert done.code == 0, done.err
+    assert {path.parent.name for path in Path("here").rglob("result.json")} == {"static", "mixed+prefix"}
+    planned = tunebatch("sweep", *flags, "--dry-run", "--json")
+    assert planned.code == 0 and json.loads(planned.out)["strategies"] == ["static", "mixed+prefix"]

@@ -86,6 +86,19 @@ CASES = {
     ),
     "empty feature": (["run", "mixed+"], ["no feature after a '+'", "nearest is 'mixed'", "prefix, ngram"]),
     "several strategies": (["run", "all+prefix"], ["one strategy", "compare --strategy all+prefix"]),
+    "several strategies with commas": (
+        ["run", "static,mixed"],
+        ["run measures one strategy; for static,mixed: tunebatch compare --strategy static,mixed"],
+    ),
+    "a strategy behind a comma": (
+        ["sweep", "--strategy", "static,dynamo"],
+        ["error: --strategy static, dynamo: unknown strategy 'dynamo'; did you mean 'dynamic'"],
+    ),
+    "nothing behind a comma": (
+        ["compare", "--strategy", "static,"],
+        ["'': no strategy is named; give one of"],
+    ),
+    "given twice with commas": (["compare", "--strategy", "static,static"], ["static is given twice"]),
     "impossible knob": (
         ["run", "--set", "max_batch_size=0"],
         ["max_batch_size = 0: the least possible value is 1"],

@@ -102,7 +102,7 @@ def compare(
             slo=slo,
             requests=requests,
             seed=seed,
-            search={"strategies": strategy or None},
+            search={"strategies": options.strategy_names(strategy)},
         ),
     )
     return _measured(asked, rate, out, trace, telemetry, json, quiet)

@@ -20,7 +20,9 @@ _STRATEGIES = "sequential, static, dynamic, continuous, chunked, mixed, adaptive
 _PRESETS = "orca, vllm-v0, sarathi, vllm-v1, splitfuse, lightllm"
 _WITH = "Features are added to any: +prefix, +ngram or +draft, as in mixed+prefix+ngram."
 ONE_STRATEGY_HELP = f"{_STRATEGIES}; or a preset: {_PRESETS}. {_WITH}"
-STRATEGY_HELP = f"{_STRATEGIES}, or all of these; or a preset: {_PRESETS}. {_WITH} Repeat for more."
+STRATEGY_HELP = (
+    f"{_STRATEGIES}, or all of these; or a preset: {_PRESETS}. {_WITH} Several with commas, or repeat it."
+)
 FEATURES_HELP = "Switched on and off by the search: prefix, ngram, draft; all or none of these."
 _PROFILE_HELP = "A TOML file, or a ready-made profile: quickstart, shared, chat-p99, smoke."
 
@@ -321,9 +323,15 @@ def _nearest_value(name: str, value: str) -> tuple[str, str]:
     return "not a number", digits[0] if digits is not None else f"{knob.shown(knob.default)}"
 
 
+def strategy_names(texts: list[str] | None) -> list[str] | None:
+    """``["static,mixed+prefix"]`` as ``["static", "mixed+prefix"]``, as ``--features`` has its names; None
+    where nothing is named. What they mean, the profile says."""
+    return [name.strip() for text in texts for name in text.split(",")] if texts else None
+
+
 def check_one_strategy(name: str) -> None:
     """Refuses what stands for several, and says who takes it."""
-    if name.partition("+")[0] == "all":
+    if name.partition("+")[0] == "all" or "," in name:
         raise CliError(f"run measures one strategy; for {name}: tunebatch compare --strategy {name}")
 
 

@@ -111,7 +111,7 @@ def sweep(
         requests=requests,
         seed=seed,
         search={
-            "strategies": strategy or None,
+            "strategies": options.strategy_names(strategy),
             "features": features,
             "knobs": knob or None,
             "sampler": sampler,
