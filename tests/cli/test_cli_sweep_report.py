@@ -15,6 +15,8 @@ from tunebatch.cli.sweep_json import outcome_json
 from tunebatch.cli.sweep_margin import margin_rate
 from tunebatch.cli.sweep_progress import Watcher
 from tunebatch.cli.sweep_report import caveats, default_told, print_outcome, unbounded
+from tunebatch.cli.sweep_search import knobs_to_set
+from tunebatch.engine.strategies import strategy
 from tunebatch.measure.result import RunResult, read_result
 from tunebatch.measure.slo import check
 from tunebatch.profile import Profile, load_profile
@@ -253,3 +255,28 @@ def test_nothing_is_said_of_knobs_that_could_not_be_tried(asked: Profile) -> Non
     assert default_told(best, outcome_of(best), with_search(asked, knobs=ranges)) == ""
     one_free = with_search(asked, knobs={"max_batch_size": (8.0, 8.0)})
     assert "no time" in default_told(best, outcome_of(best), one_free)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "told"),
+    [
+        ("mixed", {}, {}),
+        ("mixed", {"chunk_size": "auto", "max_batch_size": 8}, {"max_batch_size": 8, "chunk_size": "auto"}),
+        ("static", {"max_batched_tokens": 512}, {"max_batched_tokens": 512}),
+        ("static", {"sort_by_length": 1}, {"sort_by_length": 1}),
+        ("continuous+ngram", {"num_drafts": 3}, {"num_drafts": 3}),
+        ("adaptive", {"max_batch_size": 2}, {"max_batch_size": 2, "min_batch_size": 2}),
+        ("lightllm", {"forecast_kv": 0, "max_batch_size": 64}, {"forecast_kv": 0}),
+        ("vllm-v1", {"max_batch_size": 64}, {}),
+        ("sequential", {}, {}),
+    ],
+)
+def test_the_next_command_sets_the_knobs_that_it_would_not_have_without(
+    tunebatch: Any, name: str, knobs: dict[str, Any], told: dict[str, Any]
+) -> None:
+    winner = strategy(name, knobs)
+    assert knobs_to_set(winner, 64) == told
+    flags = [word for knob, value in told.items() for word in ("--set", f"{knob}={value}")]
+    assert tunebatch("run", name, *flags, "-q", "-o", "here").code == 0
+    served = json.loads(Path("here/result.json").read_text())["tunebatch"]
+    assert (served["strategy"], served["knobs"]) == (winner.name, winner.shown_knobs)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tunebatch.cli.session import Session
+    from tunebatch.engine.strategies import Strategy
     from tunebatch.measure.result import RunResult
     from tunebatch.profile import Profile
     from tunebatch.report.progress import Progress
@@ -220,9 +221,19 @@ def _next(outcome: SweepOutcome, folder: Path, asked: Profile, call: dict[str, A
     elif winner is None:
         command = "tunebatch sweep with a looser --slo, or fewer tokens per request"
     else:
-        knobs = "".join(f" --set {name}={value}" for name, value in winner.chosen.shown_knobs.items())
+        told = knobs_to_set(winner.chosen, asked.device.max_slots)
+        knobs = "".join(f" --set {name}={value}" for name, value in told.items())
         settings = sweep_folder.settings_elsewhere(call)
         command = f"{settings}tunebatch run {winner.strategy}{knobs}{sweep_folder.same_question(call)}"
         if asked.search.objective == "capacity" and not unbounded(winner, outcome.binding, asked):
             command += f" --rate {mean_capacity(winner):.3g}"
     console.print(f"next: {command}", soft_wrap=True)
+
+
+def knobs_to_set(chosen: Strategy, max_slots: int) -> dict[str, float | int | str]:
+    """The knobs without which `run` would serve another configuration; the others have their defaults."""
+    from tunebatch.engine.strategies import strategy
+    from tunebatch.tune.space import within_slots
+
+    default = within_slots(strategy(chosen.name), max_slots).shown_knobs
+    return {name: value for name, value in chosen.shown_knobs.items() if value != default[name]}
