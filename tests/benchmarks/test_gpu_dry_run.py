@@ -32,7 +32,7 @@ def ran(folder: Path) -> subprocess.CompletedProcess[str]:
         env=environ | {"PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done

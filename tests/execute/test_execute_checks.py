@@ -65,7 +65,7 @@ def test_bfloat16_is_served_and_parts_at_near_ties_only() -> None:
 def test_a_near_tie_is_none_in_float32(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, gap: float, is_tie: bool
 ) -> None:
-    executor = served(tiny("llama").to(dtype))
+    executor = served(tiny("llama").to(dtype), backend="packed")
     logits = torch.zeros(99)
     logits[7], logits[8] = 1.0, 1.0 - gap
     monkeypatch.setattr(same_tokens, "own_logits", lambda *_: logits)
@@ -87,7 +87,7 @@ def test_the_check_fits_into_a_small_pool(num_blocks: int) -> None:
 
 
 def test_the_check_finds_prompts_in_the_cache_where_there_is_one() -> None:
-    executor = serve(long("mistral", sliding_window=40), name="tiny")
+    executor = serve(long("mistral", sliding_window=40), name="tiny", backend="packed")
     plain = same_tokens.check_same_tokens(executor, [strategy("continuous")])
     assert plain.num_cached_tokens == 0
     # 129 tokens and the answer's first 15 for one of them, half of 129 for the other.
@@ -97,7 +97,7 @@ def test_the_check_finds_prompts_in_the_cache_where_there_is_one() -> None:
 
 
 def test_the_check_finds_shared_blocks_of_other_content(monkeypatch: pytest.MonkeyPatch) -> None:
-    executor = serve(long("llama"), name="tiny")
+    executor = serve(long("llama"), name="tiny", backend="packed")
 
     def another(cache: PrefixCache, blocks: list[bytes], count: int) -> CachedBlock:
         """Any chain, whatever its tokens."""

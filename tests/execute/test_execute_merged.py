@@ -190,7 +190,6 @@ def test_where_merging_is_wrong_the_model_is_served_without(
     def wrong(self: MergedProjection, index: int, x: torch.Tensor) -> torch.Tensor:
         return right(self, index, x) + 1
 
-    wrong.__name__ = right.__name__
     monkeypatch.setattr(MergedProjection, "slice_of", wrong)
     executor = served(tiny())
     assert executor.model_info["merged_projections"] == 0

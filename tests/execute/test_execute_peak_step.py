@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,12 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> FakeMemory:
 
     monkeypatch.setattr(TorchExecutor, "logits", logits)
     return fake
+
+
+@pytest.fixture(autouse=True)
+def no_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is timed, and one takes longer than a run."""
+    monkeypatch.setattr(bench, "_without_gc", nullcontext)
 
 
 def served(memory: FakeMemory | None = None, **options: Any) -> TorchExecutor:

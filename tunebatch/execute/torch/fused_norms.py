@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunebatch.execute.torch.own_forward import restore_forwards
+
 # Of a sample's rows: the smallest tell what is added to the variance, and where.
 _SCALES = (1.0, 30.0, 1e-2, 1e-3)
 
@@ -53,10 +55,7 @@ def fuse_norms(model: nn.Module) -> int:
 
 def take_apart(model: nn.Module) -> None:
     """Each norm computes by its own code again."""
-    for norm in model.modules():
-        forward = norm.__dict__.get("forward")
-        if isinstance(forward, partial) and forward.func is rms_norm:
-            del norm.forward
+    restore_forwards(model, rms_norm)
 
 
 def rms_norm(weight: Tensor, eps: float | None, form: Form, x: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tunebatch.execute.torch.own_forward import restore_forwards
+
 
 class MergedProjection:
     """Linear layers that go on with their weights as views of one, and whose outputs are slices of one.
@@ -116,10 +118,7 @@ def pays(device: torch.device, dtype: torch.dtype) -> bool:
 
 def take_apart(model: nn.Module) -> None:
     """Each layer computes its own again; weights stay views."""
-    for layer in model.modules():
-        forward = layer.__dict__.get("forward")
-        if isinstance(forward, partial) and forward.func.__name__ == MergedProjection.slice_of.__name__:
-            del layer.forward
+    restore_forwards(model, MergedProjection.slice_of)
 
 
 def _stacked(parameters: list[Any]) -> Tensor:
