@@ -93,8 +93,7 @@ LIMITS = st.builds(
 
 
 @pytest.mark.parametrize("case", CASES)
-# A strategy meets five times as many, a feature eight times.
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=256, deadline=None)
 @given(
     shapes=st.lists(SHAPES, min_size=1, max_size=14),
     num_blocks=st.integers(3, 10),
