@@ -320,3 +320,23 @@ def test_a_rate_at_which_nothing_ever_arrives(tunebatch: Any) -> None:
     done = tunebatch("run", "--rate", "1e-310")
     assert done.code == 2 and "at 1e-310 requests/s: request " in done.err
     assert "would arrive at inf s, which is no time; use a higher rate" in done.err
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("knobs", "max_batch_size", -3, "tunebatch.knobs: strategy static: max_batch_size = -3: the least"),
+        ("workload", "rate_per_s", -4, "tunebatch.workload.rate_per_s: -4 is impossible"),
+    ],
+)
+def test_a_result_that_a_hand_made_impossible_is_named_with_its_key(
+    tunebatch: Any, section: str, key: str, value: Any, told: str
+) -> None:
+    assert tunebatch("run", "static", "-q", "-o", "a").code == 0
+    data = json.loads(Path("a/result.json").read_text())
+    data["tunebatch"][section][key] = value
+    Path("b.json").write_text(json.dumps(data))
+    done = tunebatch("compare", "a", "b.json")
+    assert done.code == 2 and done.out == ""
+    (line,) = done.err.splitlines()
+    assert line.startswith(f"error: b.json: {told}")

@@ -35,7 +35,7 @@ def result_of(records: list[RequestRecord], steps: StepLog | None = None) -> Run
     metrics = summarize(record, slo)
     return RunResult(
         strategy="mixed+prefix",
-        knobs={"max_batch_size": 8, "max_delay": 0.05, "chunk_size": "auto", "sort_by_length": True},
+        knobs={"max_batch_size": 8, "chunk_size": "auto", "max_partial_prefills": 2},
         workload={"description": "by hand", "rate_per_s": None, "seed": 1, "notes": ["no clip"]},
         model={"name": "tiny"},
         environment={"cores": 2, "gpu": None},
@@ -205,6 +205,10 @@ def broken(change: dict[str, Any] | None = None, **ours: Any) -> dict[str, Any]:
     return data  # type: ignore[no-any-return]
 
 
+def with_rate(rate: Any) -> dict[str, Any]:
+    return broken(workload={**broken()["tunebatch"]["workload"], "rate_per_s": rate})
+
+
 def with_metrics(**changed: Any) -> dict[str, Any]:
     return broken(metrics={**broken()["tunebatch"]["metrics"], **changed})
 
@@ -230,6 +234,16 @@ def with_metrics(**changed: Any) -> dict[str, Any]:
             with_metrics(bubble=1.5),
             "metrics.bubble: 1.5 is impossible; the nearest possible value is 1",
         ),
+        (
+            broken(knobs={"max_batch_size": -3}),
+            "tunebatch.knobs: strategy mixed+prefix: max_batch_size = -3: the least possible value is 1",
+        ),
+        (broken(knobs={"max_batch": 3}), "has no knob 'max_batch'; did you mean 'max_batch_size'"),
+        (broken(knobs={"chunk_size": "often"}), "chunk_size = 'often': must be a finite number or 'auto'"),
+        (with_rate(-4.0), "tunebatch.workload.rate_per_s: -4.0 is impossible; must be above 0, or null"),
+        (with_rate(0), "tunebatch.workload.rate_per_s: 0 is impossible"),
+        (with_rate("fast"), 'tunebatch.workload.rate_per_s: "fast" is impossible'),
+        (broken({"request_rate": -4.0}), "request_rate: -4.0 is impossible"),
         (with_metrics(num_steps=-1), "tunebatch.metrics.num_steps: -1 is impossible"),
         (
             with_metrics(mean_batch=float("inf")),
@@ -243,6 +257,19 @@ def test_what_is_not_a_result_is_refused_in_one_line(data: Any, says: str) -> No
     assert str(error.value).startswith("some.json: ")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "knobs"),
+    [
+        ("static", {"max_batch_size": 512, "sort_by_length": True}),
+        ("dynamic", {"max_delay_s": 0.05}),
+        ("adaptive", {"max_batch_size": 64, "min_batch_size": 40}),
+        ("of another version", {"its_knob": -1}),
+    ],
+)
+def test_knobs_that_a_run_can_have_are_read(strategy: str, knobs: dict[str, Any]) -> None:
+    assert from_json_dict(broken(strategy=strategy, knobs=knobs)).knobs == knobs
 
 
 @pytest.mark.parametrize(

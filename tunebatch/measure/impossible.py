@@ -7,7 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["impossible_metric", "not_finite"]
+from tunebatch.engine.strategies import StrategyError, canonical, strategy
+
+__all__ = ["impossible_knob", "impossible_metric", "impossible_rate", "not_finite"]
 
 _OF_EITHER_SIGN = {"ttft_growth_s"}
 _SHARES = {"bubble", "mean_kv_use", "peak_kv_use", "acceptance", "hit_rate"}
@@ -35,6 +37,33 @@ def impossible_metric(metrics: Mapping[str, Any]) -> str:
             nearest = 0 if value < 0.0 else 1
             return f"{key}: {json.dumps(value)} is impossible; the nearest possible value is {nearest}"
     return ""
+
+
+def impossible_knob(name: str, knobs: Mapping[str, Any]) -> str:
+    """The first knob that a strategy lacks, or whose value it cannot have, in words; empty if there is none.
+    The knobs of a strategy that only another version has are not known."""
+    try:
+        canonical(name)
+    except StrategyError:
+        return ""
+    try:
+        strategy(name, knobs)
+    except StrategyError as error:
+        return f"tunebatch.knobs: {error}"
+    return ""
+
+
+def impossible_rate(workload: Mapping[str, Any]) -> str:
+    """That requests cannot have come at the rate that the facts of their workload tell, in words; empty where
+    they can."""
+    rate = workload.get("rate_per_s")
+    is_number = isinstance(rate, float | int) and not isinstance(rate, bool)
+    if rate is None or (is_number and rate > 0.0):
+        return ""
+    return (
+        f"tunebatch.workload.rate_per_s: {json.dumps(rate)} is impossible; must be above 0, or null "
+        "where requests come without a rate"
+    )
 
 
 def _numbers(data: object, key: str = "") -> Iterator[tuple[str, float]]:

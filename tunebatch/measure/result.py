@@ -18,7 +18,12 @@ from tunebatch.engine.records import STEP_COLUMNS, EndReason, RunRecord, Specula
 from tunebatch.measure import latency
 from tunebatch.measure.atomic import write_all
 from tunebatch.measure.conditions import Conditions
-from tunebatch.measure.impossible import impossible_metric, not_finite
+from tunebatch.measure.impossible import (
+    impossible_knob,
+    impossible_metric,
+    impossible_rate,
+    not_finite,
+)
 from tunebatch.measure.metrics import Metrics, to_vllm_keys
 from tunebatch.measure.slo import SloVerdict
 from tunebatch.measure.telemetry.beside import Telemetry
@@ -168,7 +173,12 @@ def from_json_dict(data: object, source: str = "result") -> RunResult:
     except (TypeError, ValueError, RecursionError) as error:
         raise ResultError(f"{source}: not a plain JSON value under 'tunebatch': {error}") from None
     shown = {key: value for key, value in data.items() if key != "tunebatch"}
-    if problem := impossible_metric({**shown, "tunebatch": {"metrics": data["tunebatch"]["metrics"]}}):
+    problem = (
+        impossible_metric({**shown, "tunebatch": {"metrics": data["tunebatch"]["metrics"]}})
+        or impossible_knob(stored.strategy, stored.knobs)
+        or impossible_rate(stored.workload)
+    )
+    if problem:
         raise ResultError(f"{source}: {problem}")
     return RunResult(**{name: getattr(stored, name) for name in _STORED})
 
