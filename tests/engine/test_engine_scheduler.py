@@ -93,7 +93,7 @@ LIMITS = st.builds(
 
 
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=256, deadline=None)
+@settings(max_examples=220, deadline=None)
 @given(
     shapes=st.lists(SHAPES, min_size=1, max_size=14),
     num_blocks=st.integers(3, 10),
