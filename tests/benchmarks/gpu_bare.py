@@ -16,7 +16,7 @@ for name in MISSING:
 import gpu  # noqa: E402 - what it imports must be missing by now
 from on_gpu.setting import DRY  # noqa: E402
 
-from tunebatch import bench  # noqa: E402
+from tunebatch import bench  # noqa: E402 - for the same reason
 
 # No figure counts, and a collection takes longer than a run.
 bench._without_gc = nullcontext
